@@ -1,0 +1,1 @@
+"""The methods that come with the harness; each is one file, loaded by name through the registry."""

@@ -1,0 +1,175 @@
+"""Kangaroo: self-speculative decoding with two early exits (Liu et al., arXiv 2404.18911).
+
+The target's first layers and a small adapter draft; the remaining layers verify, starting from the
+states that drafting already computed.  Drafting itself stops early when the draft is unsure.
+
+``tree_width`` 1 is the paper's chain.  Wider, every depth keeps the likeliest few continuations by
+cumulative draft probability; a chain is the tree of width one, so there is one code path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from specbench_kangaroo import method
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.method import Draft, Resume, Session, Verdict, option
+from specbench_kangaroo.packed import Linear
+from specbench_kangaroo.records import ExitReason
+from specbench_kangaroo.target import Target, TargetOutput
+from specbench_methods.parts.kangaroo_adapter import (
+    AdapterShape,
+    LoadedAdapter,
+    load_adapter,
+    write_untrained,
+)
+from specbench_methods.parts.kangaroo_draft import AdapterRunner, Growth
+from specbench_methods.parts.kangaroo_training import KangarooTrainee
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KangarooOptions(method.Options):
+    """Named as in the paper where it has a name."""
+
+    exit_layer: int | None = option(None, "first early exit; default: the adapter's own")
+    steps: int = option(6, "γ: the most tokens drafted in a step")
+    threshold: float = option(0.6, "η: stop drafting after a token less likely than this")
+    adapter: str | None = option(None, "checkpoint file; default: the one shipped for the model")
+    tree_width: int = option(1, "continuations kept at every depth; 1 is a chain")
+    full_vocabulary: bool = option(False, "draft over all tokens, not the adapter's frequent ones")
+
+
+class Kangaroo:
+    """Early-exit drafting with a trained adapter, verified by the remaining layers."""
+
+    Options: ClassVar[type[method.Options]] = KangarooOptions
+    lossy: ClassVar[bool] = False
+
+    def __init__(self, target: Target, options: KangarooOptions, loaded: LoadedAdapter) -> None:
+        self.options = options
+        self.exit_layer = loaded.info.exit_layer
+        self.taps = (self.exit_layer,)
+        self.max_rows = 1 + options.steps * options.tree_width
+        self._target = target
+        self._adapter = AdapterRunner(target, loaded)
+        vocabulary = None if options.full_vocabulary else loaded.info.draft_vocabulary
+        self._vocabulary = None if vocabulary is None else torch.tensor(vocabulary)  # (V',)
+        head = target.lm_head if vocabulary is None else target.lm_head[self._vocabulary]
+        self._head = Linear(head)
+        self.weights: Mapping[str, Any] = dict(loaded.info.record)
+
+    @classmethod
+    def load(cls, target: Target, options: KangarooOptions) -> Self:
+        """Find and read the adapter; see :class:`Method`."""
+        for name, least in (("steps", 1), ("tree_width", 1)):
+            if getattr(options, name) < least:
+                raise UsageError(f"kangaroo.{name} must be at least {least}")
+        path = Path(options.adapter) if options.adapter else _shipped_adapter(target.name)
+        shape = AdapterShape.of(target.config)
+        loaded = load_adapter(path, shape, exit_layer=options.exit_layer)
+        if not 0 < loaded.info.exit_layer < target.n_layers:
+            raise UsageError(
+                f"kangaroo.exit_layer is {loaded.info.exit_layer}, but the target has "
+                f"{target.n_layers} layers: give one of 1..{target.n_layers - 1}"
+            )
+        return cls(target, options, loaded)
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Path) -> list[KangarooOptions]:
+        """Chains and trees over an untrained adapter; see :class:`Method`."""
+        adapter = write_untrained(
+            target.config,
+            folder / "kangaroo.safetensors",
+            exit_layer=1,
+            vocabulary_size=target.vocab_size // 2,
+        )
+        return [
+            KangarooOptions(adapter=adapter, threshold=0.0, steps=3),
+            KangarooOptions(adapter=adapter, threshold=2.0, full_vocabulary=True),
+            KangarooOptions(adapter=adapter, threshold=0.2, steps=3, tree_width=3),
+        ]
+
+    @classmethod
+    def trainee(cls, model: Any, *, exit_layer: int | None) -> KangarooTrainee:
+        """The adapter as ``specbench train`` wants it; see :class:`Trainable`."""
+        return KangarooTrainee.of(model, exit_layer)
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        """Let the adapter see the prompt's exit-layer states."""
+        self._session = session
+        self._adapter.begin(output.taps[self.exit_layer], session.cache.capacity)
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """Draft until γ, the budget, EOS, or a depth whose likeliest token is under η."""
+        growth = Growth.from_root(root)
+        steps = min(self.options.steps, budget)
+        reason = ExitReason.MAX_STEPS if steps == self.options.steps else ExitReason.BUDGET
+        self._shallow(growth)
+        while growth.depth < steps:
+            if growth.confidence and growth.confidence[-1] < self.options.threshold:
+                reason = ExitReason.THRESHOLD
+                break
+            if growth.tokens[growth.newest] in self._session.eos:
+                reason = ExitReason.EOS
+                break
+            self._expand(growth, self._head(self._adapter(growth)))
+            self._shallow(growth)
+        self._growth = growth
+        return growth.draft(self.exit_layer, reason)
+
+    def observe(self, verdict: Verdict) -> None:
+        """Roll the adapter's cache back to what was accepted."""
+        self._adapter.commit(self._growth, verdict.rows)
+
+    def _shallow(self, growth: Growth) -> None:
+        """Run the first layers on the rows of the newest depth, above the committed cache."""
+        cache, first = self._session.cache, growth.newest
+        rows = self._target.rows(cache.length, growth.parents, first=first)
+        embedded = self._target.embed(torch.tensor(growth.tokens[first:]))  # [W, H]
+        growth.states.append(self._target.layers(embedded, 0, self.exit_layer, rows, cache))
+
+    def _expand(self, growth: Growth, logits: Tensor) -> None:
+        """Add the next depth from the newest rows' draft logits (W, V')."""
+        probabilities = logits.float().softmax(-1)
+        growth.confidence.append(float(probabilities[0].max()))
+        sampler = self._session.sampler
+        if sampler is not None and self.options.tree_width == 1:
+            proposal = sampler.sampling.probabilities(self._whole(logits[0]))  # [V]
+            growth.add([sampler.chance.pick(proposal)], [growth.newest], [1.0])
+            growth.proposals.append(proposal)
+            return
+        width = self.options.tree_width
+        scores = torch.tensor(growth.scores[growth.newest :])[:, None]  # [W, 1]
+        likeliest = probabilities.topk(width, dim=-1)  # [W, K]
+        best = (likeliest.values * scores).flatten().topk(width)
+        chosen = likeliest.indices.flatten()[best.indices]
+        tokens = chosen if self._vocabulary is None else self._vocabulary[chosen]
+        parents = best.indices.div(width, rounding_mode="floor") + growth.newest
+        growth.add(tokens.tolist(), parents.tolist(), best.values.tolist())
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        """Draft logits (V',) over the target's vocabulary (V,): what is not drafted has no chance."""
+        if self._vocabulary is None:
+            return logits
+        whole = logits.new_full((self._target.vocab_size,), float("-inf"))
+        whole[self._vocabulary] = logits
+        return whole
+
+
+def _shipped_adapter(model: str) -> Path:
+    path = Path(__file__).parent / "weights" / model / "kangaroo.safetensors"
+    if not model or not path.is_file():
+        raise UsageError(
+            f"no Kangaroo adapter is shipped for {model or 'this model'}: give "
+            "kangaroo.adapter=FILE, or make one with specbench train kangaroo"
+        )
+    return path
+
+
+METHOD = Kangaroo

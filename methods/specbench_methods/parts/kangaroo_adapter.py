@@ -1,0 +1,213 @@
+"""Kangaroo's adapter: the trained part of its draft model, and the files that hold it.
+
+Knows: the adapter's arithmetic (arXiv 2404.18911, section 3.2) and the published checkpoint layout.
+Does not know: drafting, caches, or how it is trained; attention is handed in by the caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specbench_kangaroo.errors import UsageError
+
+PUBLISHED_ROPE_BASE = 10_000.0  # fixed in the authors' code, whatever the target's own base
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q [B, n_q, T, d], k [B, n_kv, T, d], v [B, n_kv, T, d]) -> [B, n_q, T, d]."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """The target's head layout, which the adapter shares."""
+
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+
+    @classmethod
+    def of(cls, config: Any) -> AdapterShape:
+        """The layout of a ``transformers`` decoder config."""
+        head_dim = getattr(config, "head_dim", None)
+        return cls(
+            hidden_size=config.hidden_size,
+            n_heads=config.num_attention_heads,
+            n_kv_heads=config.num_key_value_heads,
+            head_dim=head_dim or config.hidden_size // config.num_attention_heads,
+            rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What a checkpoint says of itself beside its tensors."""
+
+    exit_layer: int
+    rope_base: float | None = None  # None: the target's own RoPE
+    target: str = ""
+    target_sha256: str = ""
+    draft_vocabulary: tuple[int, ...] | None = None  # LM-head rows that drafting uses; None: all
+    record: Mapping[str, Any] = field(default_factory=dict)  # how it was trained
+
+
+class _Norm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class _Attention(nn.Module):
+    def __init__(self, shape: AdapterShape) -> None:
+        super().__init__()
+        self.shape = shape
+        queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, shape.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        batch, rows, _ = hidden.shape
+        heads = (batch, rows, -1, self.shape.head_dim)
+        q = _rotate(self.q_proj(hidden).view(heads).transpose(1, 2), cos, sin)  # [B, n_q, T, d]
+        k = _rotate(self.k_proj(hidden).view(heads).transpose(1, 2), cos, sin)  # [B, n_kv, T, d]
+        v = self.v_proj(hidden).view(heads).transpose(1, 2)
+        mixed = attend(q, k, v).transpose(1, 2).reshape(batch, rows, -1)  # [B, T, n_q * d]
+        projected: Tensor = self.o_proj(mixed)
+        return projected
+
+
+class _Layer(nn.Module):
+    def __init__(self, shape: AdapterShape) -> None:
+        super().__init__()
+        self.input_layernorm = _Norm(shape.hidden_size, shape.rms_norm_eps)
+        self.self_attn = _Attention(shape)
+
+
+class Adapter(nn.Module):
+    """``RMSNorm_out(h + Attention(RMSNorm_in(h)))``: no feed-forward part, no biases.
+
+    Module names are those of the published checkpoint, so its keys are ours.
+    """
+
+    def __init__(self, shape: AdapterShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.layers = nn.ModuleList([_Layer(shape)])
+        self.norm = _Norm(shape.hidden_size, shape.rms_norm_eps)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Map exit-layer states to states that the target's LM head can read.
+
+        Args:
+            hidden: [B, T, H] after the exit layer.
+            cos: RoPE cosines, broadcastable to [B, heads, T, d]; ``sin`` likewise.
+            attend: attention over these rows and whatever the caller keeps of earlier ones.
+
+        Returns:
+            [B, T, H], normed.
+        """
+        (layer,) = self.layers
+        assert isinstance(layer, _Layer)
+        mixed = layer.self_attn(layer.input_layernorm(hidden), cos, sin, attend)
+        normed: Tensor = self.norm(hidden + mixed)
+        return normed
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE in the Llama layout: the two halves of a head are the two coordinates. [B, n, T, d]."""
+    left, right = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def save_adapter(path: Path, adapter: Adapter, info: AdapterInfo) -> None:
+    """Write a safetensors file in the published key layout; ``info`` goes into its metadata."""
+    tensors = {key: tensor.contiguous() for key, tensor in adapter.state_dict().items()}
+    save_file(tensors, path, metadata={"kangaroo": json.dumps(asdict(info))})
+
+
+def write_untrained(config: Any, path: Path, *, exit_layer: int, vocabulary_size: int) -> str:
+    """Write an adapter with seeded random weights that drafts over the first tokens; for tests."""
+    generator = torch.Generator().manual_seed(exit_layer)
+    adapter = Adapter(AdapterShape.of(config))
+    for tensor in adapter.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + (tensor.dim() == 1))
+    vocabulary = tuple(range(vocabulary_size))
+    save_adapter(path, adapter, AdapterInfo(exit_layer, draft_vocabulary=vocabulary))
+    return str(path)
+
+
+def load_adapter(path: Path, shape: AdapterShape, *, exit_layer: int | None) -> LoadedAdapter:
+    """Read a checkpoint strictly: our safetensors, or the published ``pytorch_model.bin``.
+
+    A published checkpoint says neither its exit layer nor its RoPE base: the first must be given,
+    the second is the 10,000 that its authors' code fixes.
+
+    Raises:
+        UsageError: no such file, no exit layer, or a tensor that is missing, extra or misshapen.
+    """
+    if path.is_dir():
+        path = path / "pytorch_model.bin"
+    if not path.is_file():
+        raise UsageError(f"no adapter at {path}: give a .safetensors or pytorch_model.bin file")
+    if path.suffix == ".safetensors":
+        tensors, info = _read_safetensors(path)
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        if exit_layer is None:
+            raise UsageError(f"{path} does not say its exit layer; add kangaroo.exit_layer=N")
+        info = AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)
+    with torch.device("meta"):
+        adapter = Adapter(shape)
+    _check_tensors(path, tensors, adapter.state_dict())
+    adapter.load_state_dict(tensors, assign=True)
+    return LoadedAdapter(adapter.eval(), info)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """An adapter with what its file says of it."""
+
+    adapter: Adapter
+    info: AdapterInfo
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AdapterInfo]:
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    if "kangaroo" not in metadata:
+        raise UsageError(f"{path} has no 'kangaroo' metadata: write it with specbench train kangaroo")
+    fields = json.loads(metadata["kangaroo"])
+    vocabulary = fields.pop("draft_vocabulary", None)
+    return tensors, AdapterInfo(
+        **fields, draft_vocabulary=None if vocabulary is None else tuple(vocabulary)
+    )
+
+
+def _check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for key in sorted(wanted.keys() | found.keys()):
+        if key not in found:
+            raise UsageError(f"{path}: tensor {key} is missing")
+        if key not in wanted:
+            raise UsageError(f"{path}: tensor {key} does not belong to a Kangaroo adapter")
+        if found[key].shape != wanted[key].shape:
+            raise UsageError(
+                f"{path}: tensor {key} has shape {list(found[key].shape)}, but this target needs "
+                f"{list(wanted[key].shape)}"
+            )

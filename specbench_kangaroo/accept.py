@@ -1,0 +1,84 @@
+"""Which drafted rows the target agrees with: the one acceptance rule for all methods.
+
+Knows: a tree, the target's logits of its rows, draft distributions.  Does not know: who drafted.
+
+Greedy: follow the target's argmax through the tree.  Sampling: at every row try its children in
+order; accept child t, drawn from q, with probability min(1, p(t)/q(t)); when it is rejected go on
+with the residual norm(max(p - q, 0)) (Leviathan et al. 2211.17192, theorem 1; repeated over
+siblings, Miao et al. 2305.09781).  A child that was chosen rather than drawn has a one-hot q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specbench_kangaroo.sampling import Sampler
+from specbench_kangaroo.tree import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """The accepted rows, root first, and the target's own next token after the last of them."""
+
+    rows: tuple[int, ...]
+    bonus: int
+
+
+def accept_greedy(tree: TokenTree, logits: Tensor) -> Acceptance:
+    """Follow the target's argmax. ``logits``: (T, V)."""
+    wanted = logits.argmax(-1).tolist()
+    tokens = tree.tokens.tolist()
+    rows = [0]
+    while (match := _child_with_token(tree, tokens, rows[-1], wanted[rows[-1]])) is not None:
+        rows.append(match)
+    return Acceptance(tuple(rows), wanted[rows[-1]])
+
+
+def accept_sampling(
+    tree: TokenTree, logits: Tensor, draft_probabilities: Tensor | None, sampler: Sampler
+) -> Acceptance:
+    """Multi-round rejection sampling: the emitted tokens are distributed as the target's.
+
+    Args:
+        logits: (T, V) of the target.
+        draft_probabilities: (T-1, V): row i-1 is the distribution that row i's token was drawn
+            from, given that its earlier siblings were rejected; None if tokens were chosen, not
+            drawn.
+    """
+    target = sampler.sampling.probabilities(logits)  # [T, V]
+    tokens = tree.tokens.tolist()
+    rows = [0]
+    while True:
+        residual = target[rows[-1]]  # [V] what the next token is still to be drawn from
+        for child in tree.children(rows[-1]):
+            proposal = _proposal(tokens[child], residual, draft_probabilities, child)
+            if sampler.chance.accepts(_acceptance_chance(residual, proposal, tokens[child])):
+                rows.append(child)
+                break
+            residual = _residual(residual, proposal)
+        else:
+            return Acceptance(tuple(rows), sampler.chance.pick(residual))
+
+
+def _child_with_token(tree: TokenTree, tokens: list[int], row: int, token: int) -> int | None:
+    return next((child for child in tree.children(row) if tokens[child] == token), None)
+
+
+def _proposal(
+    token: int, like: Tensor, draft_probabilities: Tensor | None, child: int
+) -> Tensor:
+    if draft_probabilities is not None:
+        return draft_probabilities[child - 1]
+    return torch.zeros_like(like).index_fill_(0, torch.tensor(token, device=like.device), 1.0)
+
+
+def _acceptance_chance(target: Tensor, proposal: Tensor, token: int) -> float:
+    return min(1.0, float(target[token]) / float(proposal[token]))
+
+
+def _residual(target: Tensor, proposal: Tensor) -> Tensor:
+    rest = (target - proposal).clamp_(min=0)
+    return rest / rest.sum()

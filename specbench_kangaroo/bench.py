@@ -1,0 +1,176 @@
+"""What a run needs before it can start: questions, target and methods, checked and loaded.
+
+Knows: how a request becomes loaded objects and a manifest.  Does not know: in which order things
+run, the run folder's files, or any method by name but the baseline's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+import torch
+
+from specbench_kangaroo.devices import environment
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.method import Method, Options
+from specbench_kangaroo.models import LoadedModel, load_model
+from specbench_kangaroo.questions import QuestionSet, load_questions, select
+from specbench_kangaroo.records import BASELINE, Manifest, MethodRecord
+from specbench_kangaroo.registry import method_class, parse_options
+from specbench_kangaroo.sampling import Sampling
+from specbench_kangaroo.schedule import Settings
+from specbench_kangaroo.target import Target
+
+BACKENDS = ("eager", "graph")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """Which target, and how it computes; None leaves the choice to the device."""
+
+    name: str
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    backend: str = "eager"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionChoice:
+    """Which questions: a set, some of its tasks (all if none is named), so many of each."""
+
+    source: str = "builtin"
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A run as it was asked for; ``options`` are texts such as "kangaroo.threshold=0.6"."""
+
+    model: ModelChoice
+    questions: QuestionChoice
+    methods: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A run that is ready to start; ``methods`` has the baseline first."""
+
+    request: Request
+    loaded: LoadedModel
+    target: Target
+    questions: QuestionSet  # those selected; the hash is the whole set's
+    methods: Mapping[str, Method]
+    sampling: Sampling | None  # None: greedy
+
+    @property
+    def settings(self) -> Settings:
+        """What holds for every method alike."""
+        return self.request.settings
+
+
+def open_bench(request: Request) -> Bench:
+    """Check and load everything that a run needs, what costs least first.
+
+    Raises:
+        UsageError: anything in the request that does not exist, fit or work here.
+    """
+    if request.model.backend != "eager":
+        raise UsageError(
+            f"the {request.model.backend} backend is not available yet; use --backend eager"
+        )
+    sampling = sampling_of(request.settings)
+    questions = load_questions(request.questions.source)
+    chosen = select(questions.questions, request.questions.tasks, request.questions.limit)
+    options = method_options(request.methods, request.options)
+    choice = request.model
+    loaded = load_model(
+        choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
+    )
+    target = Target(loaded.model, name=loaded.name)
+    return Bench(
+        request=request,
+        loaded=loaded,
+        target=target,
+        questions=QuestionSet(questions.name, questions.sha256, chosen),
+        methods={name: method_class(name).load(target, given) for name, given in options.items()},
+        sampling=sampling,
+    )
+
+
+def sampling_of(settings: Settings) -> Sampling | None:
+    """How tokens are drawn, None for greedy.
+
+    Raises:
+        UsageError: a temperature or top-p that makes no distribution.
+    """
+    if settings.temperature == 0:
+        return None
+    try:
+        return Sampling(temperature=settings.temperature, top_p=settings.top_p)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def method_options(methods: Sequence[str], texts: Sequence[str]) -> dict[str, Options]:
+    """The options of the baseline and of ``methods``, each method once.
+
+    Raises:
+        UsageError: an unknown method or option, a text that is not METHOD.NAME=VALUE, or one for a
+            method that is not in the run.
+    """
+    given: dict[str, dict[str, str]] = {name: {} for name in (BASELINE, *methods)}
+    for name in given:
+        method_class(name)
+    for text in texts:
+        path, equals, value = text.partition("=")
+        method, dot, name = path.partition(".")
+        if not (equals and dot and method and name):
+            raise UsageError(f"--option takes METHOD.NAME=VALUE, not {text!r}")
+        if method not in given:
+            raise UsageError(
+                f"--option {text}: method {method!r} is not in this run, which has "
+                f"{', '.join(given)}; add --method {method}, or leave the option out"
+            )
+        given[method][name] = value
+    return {name: parse_options(name, texts_of) for name, texts_of in given.items()}
+
+
+def manifest(bench: Bench, *, name: str, command: str) -> Manifest:
+    """``run.json`` of a run that starts now."""
+    choice = bench.request.questions
+    settings = asdict(bench.settings) | {
+        "dtype": bench.loaded.dtype,
+        "device": bench.loaded.device,
+        "backend": bench.request.model.backend,
+        "threads": torch.get_num_threads(),
+        "model_revision": bench.loaded.revision,
+        "tasks": list(choice.tasks),
+        "limit": choice.limit,
+    }
+    return Manifest(
+        name=name,
+        command=command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="running",
+        model=bench.loaded.name,
+        questions=bench.questions.name,
+        methods={name: _record(method) for name, method in bench.methods.items()},
+        settings=settings,
+        environment=environment(),
+        hashes={"questions": bench.questions.sha256, "model": bench.loaded.sha256},
+    )
+
+
+def _record(method: Method) -> MethodRecord:
+    return MethodRecord(
+        options=asdict(method.options),
+        weights_sha256=method.weights.get("sha256"),
+        weights_record={key: value for key, value in method.weights.items() if key != "sha256"},
+        lossy=method.lossy,
+    )

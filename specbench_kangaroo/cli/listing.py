@@ -1,0 +1,116 @@
+"""``specbench list``: what there is to name on a command line.
+
+Knows: where each kind of thing is registered.  Does not know: what any of it does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections import Counter
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from specbench_kangaroo.method import Options
+    from specbench_kangaroo.questions import Question
+
+_LINE = 80
+
+app = typer.Typer(
+    help="Show the methods, models, tasks or questions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def methods() -> None:
+    """Show every method, and its options with default and type."""
+    from specbench_kangaroo.registry import method_class, method_names  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    for name in method_names():
+        kind = method_class(name)
+        summary = (inspect.getdoc(kind) or "").partition("\n")[0]
+        lossy = " (lossy)" if kind.lossy else ""
+        console.print(Text(f"{name}{lossy}: {summary}"))
+        console.print(_option_table(name, kind.Options))
+
+
+@app.command()
+def models() -> None:
+    """Show the models that have a short name.
+
+    --model also takes a folder or a hub id (org/name).
+    """
+    from specbench_kangaroo.catalogue import MODELS  # noqa: PLC0415
+
+    for spec in MODELS.values():
+        megabytes = spec.source.wheel_bytes / 1e6
+        state = "here" if spec.is_present else f"fetched at its first use, {megabytes:.0f} MB"
+        typer.echo(f"{spec.name}: {spec.title}, {state}")
+
+
+@app.command()
+def tasks() -> None:
+    """Show the tasks, and the question categories of each."""
+    from specbench_kangaroo.questions import CATEGORIES, TASKS  # noqa: PLC0415
+
+    for task in TASKS:
+        categories = [name for name, of in CATEGORIES.items() if of == task and name != task]
+        typer.echo(f"{task}: {', '.join(categories)}" if categories else task)
+
+
+@app.command()
+def questions(
+    source: typing.Annotated[
+        str | None,
+        typer.Option("--questions", help="Show the questions of this set.", show_default=False),
+    ] = None,
+) -> None:
+    """Show the question sets, or the questions of one."""
+    from specbench_kangaroo.questions import SOURCES, load_questions  # noqa: PLC0415
+
+    if source is None:
+        for name, description in SOURCES.items():
+            typer.echo(f"{name}: {description}")
+        return
+    found = load_questions(source).questions
+    for question in found:
+        typer.echo(_question_line(question))
+    counts = Counter(question.task for question in found)
+    typer.echo(", ".join(f"{count} {task}" for task, count in counts.items()))
+
+
+def _option_table(method: str, options: type[Options]) -> Table:
+    hints = typing.get_type_hints(options)
+    table = Table.grid(padding=(0, 2))
+    for field in fields(options):
+        flag = f"{method}.{field.name}={_default(field.default)}"
+        help_ = field.metadata.get("help", "")
+        table.add_row("", Text(flag, no_wrap=True), _kind(hints[field.name]), Text(help_))
+    return table
+
+
+def _default(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _kind(hint: Any) -> str:
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    return " or ".join(kind.__name__ for kind in kinds)
+
+
+def _question_line(question: Question) -> str:
+    """Its id, where it belongs, and how it begins, on a line of 80 columns."""
+    place = f"{question.question_id:>4}  {question.category:<15} "
+    turns = f"{len(question.turns)} turns: " if len(question.turns) > 1 else ""
+    start = " ".join(question.turns[0].split())
+    room = _LINE - len(place) - len(turns)
+    return place + turns + (start if len(start) <= room else f"{start[: room - 1]}…")

@@ -1,0 +1,100 @@
+"""``specbench``: the command line's root, and what an error looks like to a person.
+
+Knows: the commands, exit statuses.  Does not know: what a command does.  Importing it does not
+import torch, so that ``specbench --help`` is quick; commands import what they need when they run.
+
+Exit status: 0 done; 1 a gate or the lossless check failed; 2 unusable input, one line on standard
+error; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from specbench_kangaroo import __version__
+from specbench_kangaroo.cli.doctor import doctor
+from specbench_kangaroo.cli.listing import app as listing
+from specbench_kangaroo.cli.plot import plot
+from specbench_kangaroo.cli.report import report
+from specbench_kangaroo.cli.run import run
+from specbench_kangaroo.cli.training import distil, train
+from specbench_kangaroo.errors import UsageError
+
+UNUSABLE_INPUT = 2
+
+# Typer has carried a copy of click of its own since 0.26, and used the installed one before.
+_ClickError: type[Exception] = next(
+    kind
+    for kind in typer.BadParameter.__mro__
+    if kind.__name__ == "ClickException" and issubclass(kind, Exception)
+)
+
+app = typer.Typer(
+    name="specbench",
+    help="Benchmark speculative decoding: speedups with intervals, outputs that provably match.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(run)
+app.command()(report)
+app.command()(plot)
+app.command()(distil)
+app.add_typer(train, name="train")
+app.add_typer(listing, name="list")
+app.command()(doctor)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"specbench-kangaroo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line, the process's own by default, and exit with its status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    command = shlex.join(["specbench", *given])
+    try:
+        # The context's obj: a command that records how it was called finds it there.
+        status = app(args=given, prog_name="specbench", standalone_mode=False, obj=command)
+    except UsageError as error:
+        _fail(str(error))
+    except _ClickError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            typer.echo(str(error), err=True)
+            sys.exit(UNUSABLE_INPUT)
+        _fail(_one_line(error))
+    sys.exit(status or 0)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(UNUSABLE_INPUT)
+
+
+def _one_line(error: BaseException) -> str:
+    """Click's message, with the command whose help says more."""
+    message: str = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    return f"{message} (see `{context.command_path} --help`)" if context else message
+
+
+if __name__ == "__main__":
+    main()

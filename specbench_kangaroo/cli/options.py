@@ -1,0 +1,119 @@
+"""Flags that several commands share, so that a name means the same thing everywhere.
+
+Knows: flags, their help and defaults.  Does not know: what a command does with them.  Nothing here
+imports torch.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Backend(StrEnum):
+    """How a pass of the target is launched."""
+
+    EAGER = "eager"
+    GRAPH = "graph"
+
+
+class ReportFormat(StrEnum):
+    """What a report can be rendered as."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+class FigureFormat(StrEnum):
+    """What a figure can be saved as."""
+
+    PNG = "png"
+    SVG = "svg"
+    PDF = "pdf"
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Target: a name from `specbench list models`, a folder, or org/name.", metavar="NAME"
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a hub model.", show_default=False, metavar="NAME"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16 or float64.", show_default="the device's", metavar="NAME"
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one", metavar="NAME"),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A method beside the baseline; repeatable. See `specbench list methods`.",
+        show_default=False,
+        metavar="NAME",
+    ),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="METHOD.NAME=VALUE, as in kangaroo.threshold=0.6; repeatable.",
+        show_default=False,
+        metavar="TEXT",
+    ),
+]
+Questions = Annotated[
+    str,
+    typer.Option(
+        help="builtin, spec-bench, or the path of a file in Spec-Bench's format.", metavar="SET"
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only this task; repeatable. See `specbench list tasks`.",
+        show_default="all",
+        metavar="NAME",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Questions per task, at most.", show_default="all", metavar="N"),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.", metavar="N")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.", metavar="X")]
+TopP = Annotated[
+    float, typer.Option(help="Nucleus sampling; with a temperature above 0.", metavar="X")
+]
+Seed = Annotated[int, typer.Option(help="Where sampling starts from.", metavar="N")]
+Repeats = Annotated[
+    int, typer.Option(min=1, help="How often every question is asked.", metavar="N")
+]
+Warmup = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Prompts that every method answers before it is measured.", metavar="N"
+    ),
+]
+BackendFlag = Annotated[Backend, typer.Option(help="How the target's passes are launched.")]
+RunOutput = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run folder to make.", show_default="results/TIME-METHODS", metavar="DIR"
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in --output; give the same flags again."),
+]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]

@@ -1,0 +1,219 @@
+"""``specbench run``: benchmark methods against the baseline.
+
+Knows: flags, the run folder's name, what a person is shown before, during and after a run.
+Does not know: how anything is run, measured or computed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from specbench_kangaroo.catalogue import DEFAULT_MODEL
+from specbench_kangaroo.cli import options as flags
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.schedule import Settings
+
+if TYPE_CHECKING:
+    from specbench_kangaroo.bench import Bench, Request
+    from specbench_kangaroo.records import Generation
+    from specbench_kangaroo.store import Run, RunWriter
+
+RESULTS = Path("results")
+SUMMARY = "summary.json"
+INTERRUPTED = 130
+FAILED = 1
+_DEFAULT = Settings()
+
+
+def run(  # noqa: PLR0913 (one parameter a flag)
+    context: typer.Context,
+    *,
+    method: flags.Methods = None,
+    option: flags.MethodOptions = None,
+    model: flags.Model = DEFAULT_MODEL,
+    revision: flags.Revision = None,
+    questions: flags.Questions = "builtin",
+    task: flags.Tasks = None,
+    limit: flags.Limit = None,
+    max_new_tokens: flags.MaxNewTokens = _DEFAULT.max_new_tokens,
+    temperature: flags.Temperature = _DEFAULT.temperature,
+    top_p: flags.TopP = _DEFAULT.top_p,
+    seed: flags.Seed = _DEFAULT.seed,
+    repeats: flags.Repeats = _DEFAULT.repeats,
+    warmup: flags.Warmup = _DEFAULT.warmup,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    backend: flags.BackendFlag = flags.Backend.EAGER,
+    output: flags.RunOutput = None,
+    resume: flags.Resume = False,
+) -> None:
+    """Benchmark methods against vanilla decoding.
+
+    Vanilla always runs beside them.  Exit status 1: a method changed a greedy output.
+    """
+    from specbench_kangaroo.bench import (  # noqa: PLC0415
+        ModelChoice,
+        QuestionChoice,
+        Request,
+    )
+
+    request = Request(
+        model=ModelChoice(
+            name=model, revision=revision, dtype=dtype, device=device, backend=backend
+        ),
+        questions=QuestionChoice(source=questions, tasks=tuple(task or ()), limit=limit),
+        methods=tuple(method or ()),
+        options=tuple(option or ()),
+        settings=Settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            repeats=repeats,
+            warmup=warmup,
+        ),
+    )
+    raise typer.Exit(_benchmark(request, str(context.obj), output, resume=resume))
+
+
+def _benchmark(request: Request, command: str, output: Path | None, *, resume: bool) -> int:
+    """Run and show a benchmark; returns the exit status."""
+    from specbench_kangaroo.bench import manifest, open_bench  # noqa: PLC0415
+    from specbench_kangaroo.runner import execute  # noqa: PLC0415
+    from specbench_kangaroo.store import RunWriter, read_run  # noqa: PLC0415
+
+    if resume and output is None:
+        raise UsageError("--resume needs --output DIR, the folder of the run to continue")
+    bench = open_bench(request)
+    folder = output or RESULTS / _folder_name(list(bench.methods))
+    record = manifest(bench, name=folder.resolve().name, command=command)
+    writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
+    _say(_announcement(bench))
+    try:
+        with writer, _progress(bench, writer) as on_finished:
+            execute(bench, writer, on_finished=on_finished)
+    except KeyboardInterrupt:
+        _say(f"interrupted: {len(writer.finished)} generations are in {folder}; go on with")
+        _say(f"  {_resuming(command, folder)}")
+        return INTERRUPTED
+    return _conclude(read_run(folder))
+
+
+def _folder_name(methods: list[str]) -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'+'.join(methods)}"
+
+
+def _announcement(bench: Bench) -> str:
+    import torch  # noqa: PLC0415
+
+    loaded, count = bench.loaded, len(bench.questions.questions)
+    threads = f", {torch.get_num_threads()} threads" if loaded.device == "cpu" else ""
+    return (
+        f"{loaded.name}, {loaded.dtype} on {loaded.device}{threads}; "
+        f"{count} question{'s' * (count != 1)} of {bench.questions.name}; "
+        f"{', '.join(bench.methods)}"
+    )
+
+
+@contextmanager
+def _progress(bench: Bench, writer: RunWriter) -> Iterator[Callable[[Generation], None]]:
+    """A bar on standard error, drawn by hand between generations and by no thread within them."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from specbench_kangaroo.runner import generation_count  # noqa: PLC0415
+
+    progress = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+    )
+    with progress:
+        bar = progress.add_task(
+            "warming up", total=generation_count(bench), completed=len(writer.finished)
+        )
+        progress.refresh()
+
+        def on_finished(generation: Generation) -> None:
+            place = f"{generation.task} {generation.question_id}"
+            progress.update(bar, advance=1, description=f"{place}, {generation.method}")
+            progress.refresh()
+
+        yield on_finished
+
+
+def _conclude(run_: Run) -> int:
+    """Write and show what the run found; returns the exit status."""
+    from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
+    from specbench_kangaroo.cli.report import as_text, show, write_file  # noqa: PLC0415
+    from specbench_kangaroo.stats import summarise  # noqa: PLC0415
+
+    summary = summarise(run_)
+    write_file(run_.folder / SUMMARY, as_text(summary, flags.ReportFormat.JSON))
+    show(summary)
+    typer.echo(f"run folder: {run_.folder}")
+    try:
+        typer.echo(f"figure: {draw(summary, run_.folder)[0]}")
+    except UsageError as reason:
+        typer.echo(f"no figure: {reason}")
+    _tell_of_errors(run_)
+    return _lossless_status(run_)
+
+
+def _tell_of_errors(run_: Run) -> None:
+    failed = run_.generations[run_.generations["status"] != "ok"]
+    if len(failed):
+        first = failed.iloc[0]
+        _say(
+            f"{len(failed)} of {len(run_.generations)} generations failed; the first: "
+            f"{first['method']}, question {first['question_id']}, {first['error']}"
+        )
+
+
+def _lossless_status(run_: Run) -> int:
+    """1 if a method that claims to be lossless changed an output; says where."""
+    lossy = {name for name, record in run_.manifest.methods.items() if record.lossy}
+    found = run_.judgements
+    found = found[(found["verdict"] == "violation") & ~found["method"].isin(lossy)]
+    for item in found.itertuples():
+        _say(
+            f"lossless check failed: {item.method} differs from {run_.manifest.baseline} on "
+            f"question {item.question_id}, turn {item.turn}, from token "
+            f"{item.first_difference:.0f} on, where the two best logits are {item.logit_gap:.2g} "
+            "apart"
+        )
+    return FAILED if len(found) else 0
+
+
+def _resuming(command: str, folder: Path) -> str:
+    words = shlex.split(command)
+    if "--resume" not in words:
+        words.append("--resume")
+    if not any(re.match("--output(=|$)", word) for word in words):
+        words += ["--output", str(folder)]
+    return shlex.join(words)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

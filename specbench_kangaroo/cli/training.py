@@ -1,0 +1,142 @@
+"""``specbench distil`` and ``specbench train``: parse, call, show what came of it.
+
+Knows: flags.  Does not know: any method by name, or what training does.  Importing this module does
+not import torch.
+
+Flags that stand for a setting have the setting's name, so settings are filled by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Option
+from typer.core import TyperGroup
+
+from specbench_kangaroo.catalogue import DEFAULT_MODEL
+from specbench_kangaroo.cli.training_progress import progress_bar
+from specbench_kangaroo.folders import stderr_console
+
+_ANY_METHOD = "method"
+
+Prompts = Annotated[Path, typer.Argument(help="JSON lines, also .gz, with 'turns' or 'prompt'.")]
+Answers = Annotated[Path, Option("--output", help="JSON lines; what it has is not done again.")]
+Text = Annotated[list[Path], Option("--text", help="Made by specbench distil; repeatable.")]
+Features = Annotated[Path, Option("--features", help="Folder for the target's hidden states.")]
+Weights = Annotated[Path, Option("--output", help="The file of weights.")]
+Model = Annotated[str, Option("--model", help="Registry name, local folder or hub id.")]
+Revision = Annotated[str | None, Option("--revision", help="Branch, tag or commit of a hub id.")]
+DType = Annotated[str | None, Option("--dtype", help="Of the target; default: the device's.")]
+Device = Annotated[str | None, Option("--device", help="Default: cuda where there is one.")]
+NewTokens = Annotated[int, Option("--max-new-tokens", min=1)]
+PromptTokens = Annotated[int, Option("--max-prompt-tokens", min=1, help="Longer: left out.")]
+BatchSize = Annotated[int, Option("--batch", min=1, help="Prompts answered at once.")]
+Limit = Annotated[int | None, Option("--limit", min=1, help="The first N prompts.")]
+Temperature = Annotated[float, Option("--temperature", min=0, help="0 is greedy.")]
+Seed = Annotated[int, Option("--seed")]
+ExitLayer = Annotated[int | None, Option("--exit-layer", help="Default: the method's choice.")]
+Vocabulary = Annotated[int, Option("--draft-vocabulary", min=0, help="Frequent tokens; 0: all.")]
+MaxTokens = Annotated[int, Option("--max-tokens", min=1, help="Answer tokens seen in all.")]
+BatchTokens = Annotated[int, Option("--batch-tokens", min=1, help="Answer tokens a step.")]
+Rate = Annotated[float, Option("--learning-rate", min=0)]
+Every = Annotated[int, Option("--validate-every", min=1, help="Answer tokens.")]
+Patience = Annotated[int, Option("--patience", min=1, help="Validations without a gain.")]
+Resume = Annotated[bool, Option("--resume", help="Go on from OUTPUT.checkpoint.")]
+
+
+def distil(  # noqa: PLR0913 (one parameter a flag)
+    context: typer.Context,
+    prompts: Prompts,
+    *,
+    output: Answers,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    max_new_tokens: NewTokens = 256,
+    max_prompt_tokens: PromptTokens = 260,
+    batch: BatchSize = 64,
+    limit: Limit = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    dtype: DType = None,
+    device: Device = None,
+) -> None:
+    """Let the target answer prompts: the text that its draft heads learn from."""
+    from specbench_kangaroo import distil as distillation  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo.models import load_model  # noqa: PLC0415
+
+    settings = distillation.DistilSettings(**_by_name(context, distillation.DistilSettings))
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    with progress_bar("prompts") as bar:
+        done = distillation.distil(loaded, prompts, output, settings, on_progress=bar.advance_to)
+    stderr_console().print(
+        f"{done.answered} prompts answered, {done.found} were in {output}, {done.too_long} left "
+        f"out: over {max_prompt_tokens} tokens"
+    )
+
+
+class _MethodCommands(TyperGroup):
+    """One command a trainable method, all with the same flags; found only when one is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from specbench_kangaroo.trainable import trainable_names  # noqa: PLC0415 (imports torch)
+
+        return trainable_names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from specbench_kangaroo.trainable import trainable  # noqa: PLC0415
+
+        trainable(cmd_name)  # a wrong name is an error that lists the right ones
+        command = copy.copy(self.commands[_ANY_METHOD])
+        command.name = cmd_name
+        return command
+
+
+train = typer.Typer(cls=_MethodCommands, no_args_is_help=True, help="Fit a draft head to text.")
+
+
+@train.command(_ANY_METHOD)
+def train_method(  # noqa: PLR0913 (one parameter a flag)
+    context: typer.Context,
+    *,
+    text: Text,
+    features: Features,
+    output: Weights,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    exit_layer: ExitLayer = None,
+    draft_vocabulary: Vocabulary = 8192,
+    max_tokens: MaxTokens = 20_000_000,
+    batch_tokens: BatchTokens = 4096,
+    learning_rate: Rate = 2e-3,
+    validate_every: Every = 500_000,
+    patience: Patience = 6,
+    seed: Seed = 0,
+    dtype: DType = "float32",
+    device: Device = None,
+    resume: Resume = False,
+) -> None:
+    """Fit this method's draft head to a target's own answers; the best weights are kept."""
+    from specbench_kangaroo import fit  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo.models import load_model  # noqa: PLC0415
+    from specbench_kangaroo.training_state import TrainSettings  # noqa: PLC0415
+
+    settings = TrainSettings(**_by_name(context, TrainSettings))
+    where = {"features": features, "output": output, "texts": tuple(text)}
+    plan = fit.FitPlan(**{**_by_name(context, fit.FitPlan), **where}, settings=settings)
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    with progress_bar("tokens") as bar:
+        state = fit.fit(str(context.info_name), loaded, plan, hooks=bar.hooks(max_tokens))
+    stderr_console().print(
+        f"{output}: agreement {state.best.agreement:.4f} after {state.best.tokens_seen:,} of "
+        f"{state.tokens_seen:,} tokens"
+    )
+
+
+def _by_name(context: typer.Context, settings: type) -> dict[str, Any]:
+    """The values of the flags that are named as fields of a settings class are."""
+    names = {field.name for field in fields(settings)}
+    return {name: value for name, value in context.params.items() if name in names}

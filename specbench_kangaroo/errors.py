@@ -1,0 +1,26 @@
+"""Errors that a user can mend, and look-ups that name the alternatives.
+
+Knows: nothing of this project.  The command line turns a :class:`UsageError` into one line on
+standard error and exit status 2; every other exception is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UsageError(Exception):
+    """Unusable input.  The message is one line that says what is wrong and how to mend it."""
+
+
+def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """``table[name]``, or a :class:`UsageError` such as "unknown task 'maths'; did you mean …"."""
+    if name in table:
+        return table[name]
+    close = difflib.get_close_matches(name, table, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"unknown {kind} {name!r}; {hint}there are: {', '.join(sorted(table))}")

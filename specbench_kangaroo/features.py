@@ -1,0 +1,182 @@
+"""Hidden states of a target over text, stored once so that draft heads train without the target.
+
+Knows: texts as token ids, a ``transformers`` causal language model, numpy memory maps.
+Does not know: decoding, methods, or what a draft head looks like.
+
+A training step that runs the target spends nine tenths of its time there.  One pass over the text
+keeps the float16 hidden states that heads read (after some exit layers) and aim at (the final,
+normed ones): ``2 * H`` bytes per token and layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+FINAL = "final"
+BATCH_TOKENS = 2048  # padded tokens per target pass: enough to fill two cores, small in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One prompt with its answer.
+
+    ``prompt_length`` counts the tokens before the answer, so the target's predictions of answer
+    tokens sit at positions ``prompt_length - 1 .. len(tokens) - 2``.
+    """
+
+    tokens: tuple[int, ...]
+    prompt_length: int
+    task: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prompt_length < len(self.tokens):
+            raise ValueError(
+                f"a document needs a prompt and an answer, but {self.prompt_length} of its "
+                f"{len(self.tokens)} tokens are prompt"
+            )
+
+
+class FeatureStore:
+    """A finished collection: ``meta.json``, ``tokens.npy`` and one (N, H) array per layer.
+
+    Rows of all documents lie one after another; ``spans[i]`` is document i's half-open range.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        meta = json.loads((folder / "meta.json").read_text())
+        self.model: str = meta["model"]
+        self.model_sha256: str = meta.get("model_sha256", "")
+        self.exit_layers: tuple[int, ...] = tuple(meta["exit_layers"])
+        self.prompt_lengths: list[int] = meta["prompt_lengths"]
+        self.tasks: list[str] = meta["tasks"]
+        ends = np.cumsum(meta["lengths"]).tolist()
+        self.spans: list[tuple[int, int]] = list(zip([0, *ends[:-1]], ends, strict=True))
+        self.tokens: NDArray[np.int32] = np.load(folder / "tokens.npy")
+
+    def holds(self, documents: Sequence[Document]) -> bool:
+        """Whether these documents, in this order, are what was collected."""
+        tokens = np.fromiter((token for d in documents for token in d.tokens), dtype=np.int32)
+        return (
+            np.array_equal(self.tokens, tokens)
+            and self.prompt_lengths == [document.prompt_length for document in documents]
+            and [end - start for start, end in self.spans] == [len(d.tokens) for d in documents]
+        )
+
+    def hidden(self, layer: int | str) -> NDArray[np.float16]:
+        """(N, H) memory-mapped states after ``layer`` decoder layers, or ``FINAL``.
+
+        Raises:
+            KeyError: the layer was not collected; the message lists those that were.
+        """
+        path = _layer_path(self.folder, layer)
+        if not path.exists():
+            raise KeyError(f"layer {layer} was not collected; there are {self.exit_layers}")
+        states: NDArray[np.float16] = np.load(path, mmap_mode="r")
+        return states
+
+
+@torch.inference_mode()
+def collect(
+    model: Any,
+    documents: Sequence[Document],
+    folder: Path,
+    *,
+    model_name: str,
+    model_sha256: str = "",
+    exit_layers: Sequence[int],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> FeatureStore:
+    """Run the target once over ``documents`` and keep its hidden states under ``folder``.
+
+    Args:
+        model: a ``transformers`` causal language model; its decoder stack is ``model.model``.
+        documents: in the order in which the store will number them.
+        folder: made if need be.
+        model_name: kept with the features, as is ``model_sha256``.
+        model_sha256: identifies the weights, so that no other model's features are mistaken.
+        exit_layers: after how many decoder layers to keep the states, beside the final ones.
+        on_progress: called with (rows done, rows in all) after every batch.
+
+    ``meta.json`` is written last: a folder without it is an unfinished collection.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = [len(document.tokens) for document in documents]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    flat = np.fromiter((token for d in documents for token in d.tokens), dtype=np.int32)
+    np.save(folder / "tokens.npy", flat)
+    arrays = _create_arrays(folder, exit_layers, (len(flat), model.config.hidden_size))
+    done = 0
+    for batch in _batches(lengths):
+        _run_batch(model, [documents[i] for i in batch], [int(starts[i]) for i in batch], arrays)
+        done += sum(lengths[i] for i in batch)
+        if on_progress:
+            on_progress(done, len(flat))
+    for array in arrays.values():
+        array.flush()
+    meta = {
+        "model": model_name,
+        "model_sha256": model_sha256,
+        "exit_layers": list(exit_layers),
+        "lengths": lengths,
+        "prompt_lengths": [document.prompt_length for document in documents],
+        "tasks": [document.task for document in documents],
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return FeatureStore(folder)
+
+
+def _layer_path(folder: Path, layer: int | str) -> Path:
+    return folder / f"hidden_{layer}.npy"
+
+
+def _create_arrays(
+    folder: Path, exit_layers: Sequence[int], shape: tuple[int, int]
+) -> dict[int | str, np.memmap[Any, np.dtype[np.float16]]]:
+    layers: list[int | str] = [*exit_layers, FINAL]
+    return {
+        layer: np.lib.format.open_memmap(
+            _layer_path(folder, layer), mode="w+", dtype=np.float16, shape=shape
+        )
+        for layer in layers
+    }
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Document indices in batches of similar length, at most BATCH_TOKENS padded tokens each."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[index] * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _run_batch(
+    model: Any,
+    documents: Sequence[Document],
+    starts: Sequence[int],
+    arrays: Mapping[int | str, np.memmap[Any, np.dtype[np.float16]]],
+) -> None:
+    longest = max(len(document.tokens) for document in documents)
+    ids = torch.zeros(len(documents), longest, dtype=torch.long)  # [B, S]
+    for row, document in enumerate(documents):
+        ids[row, : len(document.tokens)] = torch.tensor(document.tokens)
+    # Padding is on the right, so no real position can see it under the causal mask.
+    output = model.model(input_ids=ids.to(model.device), use_cache=False, output_hidden_states=True)
+    for layer, array in arrays.items():
+        # hidden_states[-1] is after the final norm; hidden_states[l] is after l layers. [B, S, H]
+        states = output.hidden_states[-1 if layer == FINAL else int(layer)]
+        states = states.to(device="cpu", dtype=torch.float16).numpy()
+        for row, (start, document) in enumerate(zip(starts, documents, strict=True)):
+            array[start : start + len(document.tokens)] = states[row, : len(document.tokens)]

@@ -1,0 +1,130 @@
+"""One generation as a run records it: its prompt, the decoding, and what went wrong if it did.
+
+Knows: chat prompts, the decoding loop, records.  Does not know: the order of a run, or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from specbench_kangaroo.bench import Bench
+from specbench_kangaroo.clock import clock_for
+from specbench_kangaroo.decode import Decoded, Limits, PromptTooLongError, decode
+from specbench_kangaroo.devices import peak_rss_mb
+from specbench_kangaroo.models import chat_prompt
+from specbench_kangaroo.records import BASELINE, Generation, GenerationKey, Status, StepRecord
+from specbench_kangaroo.sampling import Sampler, SeededChance
+from specbench_kangaroo.schedule import Round, chance_seed
+
+Answers = Mapping[GenerationKey, Generation]
+
+
+class NoAnswerError(Exception):
+    """The baseline has no answer to an earlier turn, so that this turn has no prompt."""
+
+
+def prompt_of(bench: Bench, item: Round, answers: Answers) -> list[int]:
+    """Token ids of the round's prompt, which continues the baseline's answers to earlier turns.
+
+    Raises:
+        NoAnswerError: one of those failed.
+        PromptTooLongError: one of those did not fit, so this one cannot either.
+    """
+    turns = item.question.turns
+    history: list[str] = []
+    for turn in range(item.turn):
+        answer = answers[item.key(BASELINE, turn=turn)]
+        if answer.status is Status.PROMPT_TOO_LONG:
+            raise PromptTooLongError(f"the prompt of turn {turn} was too long already")
+        if answer.status is not Status.OK:
+            raise NoAnswerError(f"{BASELINE} failed on turn {turn}, which this turn continues")
+        history += [turns[turn], answer.text]
+    return chat_prompt(bench.loaded.tokenizer, [*history, turns[item.turn]])
+
+
+def generate(
+    bench: Bench, item: Round, method: str, answers: Answers, *, at_most: int | None = None
+) -> tuple[Generation, Sequence[StepRecord]]:
+    """The method's answer to the round's prompt, and its steps.
+
+    An exception becomes the generation's status and error text: one bad prompt, or a method that
+    fails on it, must not cost a run of hours.
+
+    ``answers`` are the run's generations so far, for a prompt that continues one; ``at_most`` is
+    for a warm-up, which has fewer new tokens than the run's limit.
+    """
+    prompt: list[int] = []
+    try:
+        prompt = prompt_of(bench, item, answers)
+        decoded = _decode(bench, item, method, prompt, at_most)
+    except PromptTooLongError as error:
+        return _failed(item, method, prompt, Status.PROMPT_TOO_LONG, error), ()
+    except Exception as error:
+        return _failed(item, method, prompt, Status.ERROR, error), ()
+    return _answered(bench, item, method, prompt, decoded), decoded.steps
+
+
+def _decode(
+    bench: Bench, item: Round, method: str, prompt: Sequence[int], at_most: int | None
+) -> Decoded:
+    limit = bench.settings.max_new_tokens
+    sampler = None
+    if bench.sampling is not None:
+        sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.settings.seed, item)))
+    return decode(
+        bench.target,
+        bench.methods[method],
+        prompt,
+        limits=Limits(
+            max_new_tokens=limit if at_most is None else min(at_most, limit),
+            eos=bench.loaded.eos_token_ids,
+        ),
+        # A new one each time: a generation that failed leaves its stamps in its clock.
+        clock=clock_for(bench.target.device),
+        sampler=sampler,
+    )
+
+
+def _answered(
+    bench: Bench, item: Round, method: str, prompt: Sequence[int], decoded: Decoded
+) -> Generation:
+    ids = list(decoded.output_ids)
+    return replace(
+        _blank(item, method, prompt),
+        output_ids=decoded.output_ids,
+        text=bench.loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        new_tokens=len(ids),
+        target_passes=decoded.target_passes,
+        ttft_ms=decoded.ttft_ms,
+        total_ms=decoded.total_ms,
+    )
+
+
+def _failed(
+    item: Round, method: str, prompt: Sequence[int], status: Status, error: Exception
+) -> Generation:
+    text = f"{type(error).__name__}: {error}"
+    return replace(_blank(item, method, prompt), status=status, error=text)
+
+
+def _blank(item: Round, method: str, prompt: Sequence[int]) -> Generation:
+    """The generation before anything is known of its answer."""
+    return Generation(
+        method=method,
+        question_id=item.question.question_id,
+        category=item.question.category,
+        task=item.question.task,
+        turn=item.turn,
+        repeat=item.repeat,
+        status=Status.OK,
+        error=None,
+        prompt_tokens=len(prompt),
+        output_ids=(),
+        text="",
+        new_tokens=0,
+        target_passes=0,
+        ttft_ms=0.0,
+        total_ms=0.0,
+        peak_rss_mb=round(peak_rss_mb(), 1),
+    )

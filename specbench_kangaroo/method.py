@@ -1,0 +1,171 @@
+"""The page that a method's author reads: what a decoding method is, and what it is given.
+
+Knows: trees, the target, the cache.  Does not know: any method, nor the loop that calls it.
+
+Every method is: *propose a tree of tokens, let the target score it once, learn from the verdict.*
+The loop in :mod:`specbench_kangaroo.decode` owns prefill, verification, acceptance, EOS, the token
+budget, time and records, so a method has none of them.  A whole method::
+
+    class RepeatLastToken:
+        '''Guess that the last token comes once more.'''
+
+        taps = ()
+        options = Options()
+
+        @classmethod
+        def load(cls, target, options): return cls()
+
+        def begin(self, session, prompt, output): pass
+
+        def propose(self, root, budget):
+            rows = [root] * (1 + min(1, budget))
+            return Draft(TokenTree.chain(torch.tensor(rows)))
+
+        def observe(self, verdict): pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor
+
+from specbench_kangaroo.cache import KVCache
+from specbench_kangaroo.records import ExitReason
+from specbench_kangaroo.sampling import Sampler
+from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.tree import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One generation, as a method sees it.
+
+    Attributes:
+        cache: the target's cache.  A method that runs target layers itself writes scratch rows
+            above ``cache.length``; committing is the loop's business.
+        max_rows: the largest tree, root included, that there is room for.
+        sampler: how tokens are drawn; None means greedy.
+        eos: tokens that end the text; drafting past one is wasted.
+    """
+
+    cache: KVCache
+    max_rows: int
+    sampler: Sampler | None
+    eos: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where verification goes on from, for a draft that ran the first layers on all rows."""
+
+    layer: int  # the first layer that has not run
+    hidden: Tensor  # (T, H) after the layers before it
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A method's proposal for one step.
+
+    Attributes:
+        tree: the root and what may follow.
+        resume: None runs all layers on the tree's tokens.
+        probabilities: (T-1, V) row i-1 is the distribution that row i was drawn from, given that
+            its earlier siblings were rejected; None says that tokens were chosen, not drawn.
+        confidence: the draft's own probability of each depth's likeliest token, if it has one.
+        exit_reason: why the draft is no deeper.
+    """
+
+    tree: TokenTree
+    resume: Resume | None = None
+    probabilities: Tensor | None = None
+    confidence: tuple[float, ...] = ()
+    exit_reason: ExitReason = ExitReason.MAX_STEPS
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the target said of a draft.
+
+    Attributes:
+        rows: accepted rows, root first; they are committed by now.
+        bonus: the target's own next token: the root of the next step.
+        output: logits (T, V) and hidden states (T, H) of every row of the tree.
+    """
+
+    rows: tuple[int, ...]
+    bonus: int
+    output: TargetOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """A method's options with their defaults: subclass it, one typed field an option.
+
+    ``field(metadata={"help": …})`` is what ``specbench list methods`` shows.
+    """
+
+
+def option(default: Any, description: str) -> Any:
+    """A field of an :class:`Options` class."""
+    return field(default=default, metadata={"help": description})
+
+
+class Method(Protocol):
+    """A decoding method.  One object serves many generations, one after the other.
+
+    Attributes:
+        taps: layers whose prompt hidden states ``begin`` needs in ``output.taps``.
+        max_rows: the largest tree that ``propose`` returns, root included.
+        options: an :class:`Options` instance with every default filled in.
+        weights: hash and training record of the draft's weights; empty without any.
+        lossy: True if outputs may differ from the target's own; shown wherever a figure is.
+    """
+
+    Options: ClassVar[type[Options]]
+    lossy: ClassVar[bool]
+    taps: tuple[int, ...]
+    max_rows: int
+    options: Options
+    weights: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, target: Target, options: Any) -> Self:
+        """Build the method for a target, its weights included.
+
+        Raises:
+            UsageError: the options or the weights do not fit this target.
+        """
+        ...
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Path) -> Sequence[Any]:
+        """Option sets for the contract tests, which every method passes on tiny random models.
+
+        A method with weights writes untrained ones for ``target`` into ``folder``.
+        """
+        ...
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        """Start a generation; forget everything of the one before.
+
+        Args:
+            prompt: (P,) token ids, by now committed to ``session.cache``.
+            output: the prefill's logits (1, V), hidden (1, H) and taps (P, H).
+        """
+        ...
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """Draft what may follow ``root``, the last token, which is not in the cache yet.
+
+        Args:
+            budget: how many drafted tokens can still be emitted: a deeper tree is wasted work.
+        """
+        ...
+
+    def observe(self, verdict: Verdict) -> None:
+        """Learn which rows were accepted, and from the target's output."""
+        ...

@@ -1,0 +1,79 @@
+"""The definitions of the metrics: each is one line, a ratio of sums over questions.
+
+Knows: the columns of :mod:`totals`.  Does not know: how intervals or reports are made.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from specbench_kangaroo.bootstrap import Ratio
+
+
+class For(Enum):
+    """Which methods a metric has a meaning for; it is absent, not 0, for the others."""
+
+    ALL = "all"
+    DRAFTING = "drafting"
+    COMPARED = "compared"  # all but the baseline
+    DRAFTING_COMPARED = "drafting and compared"
+
+
+class Metric(NamedTuple):
+    """A definition, and the methods that it applies to."""
+
+    ratio: Ratio
+    applies_to: For
+
+
+# Times are compared per token.  With equal outputs, as a greedy run has, that is the ratio of the
+# times; after a near tie the outputs may differ in length, and the longer one is not the slower.
+METRICS: dict[str, Metric] = {
+    "speedup": Metric(
+        Ratio(("baseline_total_ms", "new_tokens"), ("baseline_new_tokens", "total_ms")),
+        For.COMPARED,
+    ),
+    "speedup_decode": Metric(
+        Ratio(("baseline_decode_ms", "decode_tokens"), ("baseline_decode_tokens", "decode_ms")),
+        For.COMPARED,
+    ),
+    # Spec-Bench evaluation/speed.py: the mean over questions of tokens per second.
+    "speedup_specbench": Metric(
+        Ratio(("tokens_per_ms",), ("baseline_tokens_per_ms",)), For.COMPARED
+    ),
+    "speedup_ideal": Metric(
+        Ratio(("baseline_total_ms", "new_tokens"), ("baseline_new_tokens", "ideal_ms")),
+        For.DRAFTING_COMPARED,
+    ),
+    # speedup / speedup_ideal, in which all but the two times cancels out.
+    "realised_over_ideal": Metric(Ratio(("ideal_ms",), ("total_ms",)), For.DRAFTING_COMPARED),
+    "tokens_per_second": Metric(Ratio(("new_tokens",), ("total_ms",), scale=1000.0), For.ALL),
+    "mean_accepted_tokens": Metric(
+        Ratio(("accepted",), ("steps",), constant=1.0), For.DRAFTING
+    ),  # the 1 is the bonus token of each step
+    "mean_accepted_tokens_per_request": Metric(
+        Ratio(("accepted_per_step",), ("generations_with_steps",), constant=1.0), For.DRAFTING
+    ),
+    "acceptance_rate": Metric(Ratio(("accepted",), ("drafted",)), For.DRAFTING),
+    "compression_rate": Metric(Ratio(("new_tokens",), ("target_passes",)), For.ALL),
+    "ttft_ms": Metric(Ratio(("ttft_ms",), ("generations",)), For.ALL),
+    "tpot_ms": Metric(Ratio(("decode_ms",), ("decode_tokens",)), For.ALL),
+    "harness_share": Metric(
+        Ratio(("phases_ms",), ("total_ms",), scale=-1.0, constant=1.0), For.ALL
+    ),
+    "draft_share": Metric(Ratio(("draft_ms",), ("total_ms",)), For.DRAFTING),
+    "verify_share_of_time": Metric(Ratio(("verify_ms",), ("total_ms",)), For.ALL),
+}
+
+
+def applicable(*, drafting: bool, compared: bool) -> dict[str, Ratio]:
+    """The metrics that have a meaning for such a method, by name."""
+    kinds = {For.ALL}
+    if drafting:
+        kinds |= {For.DRAFTING}
+    if compared:
+        kinds |= {For.COMPARED}
+    if drafting and compared:
+        kinds |= {For.DRAFTING_COMPARED}
+    return {name: metric.ratio for name, metric in METRICS.items() if metric.applies_to in kinds}

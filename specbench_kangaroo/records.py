@@ -1,0 +1,150 @@
+"""What a run writes down: the schema of its files, and nothing that interprets it.
+
+Knows: plain data.  Does not know: torch, files, metrics, or any method.
+
+Schema history
+    1 (2026-11): first version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+SCHEMA_VERSION = 1
+BASELINE = "vanilla"
+
+
+class ExitReason(StrEnum):
+    """Why drafting stopped in a step."""
+
+    THRESHOLD = "threshold"  # the draft's confidence fell below its threshold
+    MAX_STEPS = "max_steps"  # the method's own draft length
+    BUDGET = "budget"  # no more tokens were allowed by max_new_tokens
+    EOS = "eos"  # the draft ended the text
+    NO_DRAFT = "no_draft"  # the method had nothing to propose
+
+
+class Status(StrEnum):
+    """How a generation ended."""
+
+    OK = "ok"
+    ERROR = "error"
+    PROMPT_TOO_LONG = "prompt_too_long"
+
+
+class Lossless(StrEnum):
+    """How a greedy output compares with the baseline's."""
+
+    EXACT = "exact"
+    NEAR_TIE = "near_tie"
+    VIOLATION = "violation"
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One decode step: one draft, one pass of the target over it, one acceptance.
+
+    ``drafted`` is the depth of the draft tree and ``accepted`` leaves the bonus token out, so
+    ``emitted == accepted + 1`` unless EOS cut the step short.  The prefill is not a step.
+    """
+
+    step: int
+    context_length: int  # committed tokens before the step, the root included
+    drafted: int
+    accepted: int
+    emitted: int
+    rows: int  # rows that the target scored: 1 + the tree's nodes
+    exit_reason: ExitReason
+    confidence: tuple[float, ...]  # the draft's top-1 probability of each drafted token, if known
+    verify_share: float  # share of a full target pass that verification had left to do, 0..1
+    draft_ms: float
+    verify_ms: float
+    accept_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationKey:
+    """What identifies a generation within a run."""
+
+    method: str
+    question_id: int
+    turn: int
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer of one method to one turn: a line of ``generations.jsonl``."""
+
+    method: str
+    question_id: int
+    category: str
+    task: str
+    turn: int
+    repeat: int
+    status: Status
+    error: str | None
+    prompt_tokens: int
+    output_ids: tuple[int, ...]  # EOS included when it was reached
+    text: str
+    new_tokens: int
+    target_passes: int  # the prefill included
+    ttft_ms: float  # prefill and first token
+    total_ms: float  # prefill, every step and what lies between them
+    peak_rss_mb: float | None = None  # of the process, after this generation
+
+    @property
+    def key(self) -> GenerationKey:
+        return GenerationKey(self.method, self.question_id, self.turn, self.repeat)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The lossless verdict on one generation: a line of ``lossless.jsonl``.
+
+    ``logit_gap`` is the target's top-1 minus top-2 logit at ``first_difference``, a position within
+    the output; both are None when the outputs are equal.
+    """
+
+    method: str
+    question_id: int
+    turn: int
+    repeat: int
+    verdict: Lossless
+    first_difference: int | None
+    logit_gap: float | None
+
+    @property
+    def key(self) -> GenerationKey:
+        return GenerationKey(self.method, self.question_id, self.turn, self.repeat)
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRecord:
+    """A method as it ran: every option with its value, and where its weights came from."""
+
+    options: Mapping[str, Any]
+    weights_sha256: str | None = None
+    weights_record: Mapping[str, Any] = field(default_factory=dict)  # training record of the file
+    lossy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``run.json``: all that a reader needs to reproduce a run, or to refuse a comparison."""
+
+    name: str
+    command: str
+    created: str  # ISO 8601, UTC
+    status: str  # running | interrupted | complete
+    model: str
+    questions: str
+    methods: Mapping[str, MethodRecord]
+    settings: Mapping[str, Any]  # seed, max_new_tokens, temperature, dtype, device, repeats, …
+    environment: Mapping[str, Any]  # versions, CPU or GPU, threads, git commit
+    hashes: Mapping[str, str]  # questions, model
+    baseline: str = BASELINE
+    schema_version: int = SCHEMA_VERSION

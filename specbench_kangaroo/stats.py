@@ -1,0 +1,209 @@
+"""Every metric of a run, with its interval, from the records alone.
+
+A method is measured on
+the prompts that both it and the baseline answered without an error; the others are counted.
+
+Knows: what is measured on what.  Does not know: torch, files, or how anything is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from specbench_kangaroo.bootstrap import Figure, Floats, Ratio, figures
+from specbench_kangaroo.errors import look_up
+from specbench_kangaroo.metrics import applicable
+from specbench_kangaroo.records import Lossless, Status
+from specbench_kangaroo.store import Run
+from specbench_kangaroo.totals import PROMPT, paired, per_generation, per_question
+
+SUMMARY_VERSION = 1
+OVERALL = "overall"
+TASK_ORDER = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """The figures of one method on one task, or on all; ``n`` questions stand behind them."""
+
+    n: int
+    figures: Mapping[str, Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Acceptance at a position of the draft, counted from 1.
+
+    ``marginal`` is the share of all steps that accept this far: CTAR(position).  ``conditional`` is
+    the share of those that draft this far, so that "never drafted" does not read as "rejected".
+    """
+
+    position: int
+    marginal: Figure
+    conditional: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSummary:
+    """All that a report says about one method."""
+
+    tasks: Mapping[str, TaskSummary]  # "overall" first; empty if no prompt could be paired
+    positions: Sequence[Position]  # empty for a method that does not draft
+    lossless: Mapping[str, int] | None  # None without judgements, as when sampling
+    errors: int
+    prompt_too_long: int
+    excluded: int  # prompts that this method or the baseline has no good answer to
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run in figures, the baseline first among the methods."""
+
+    run: str
+    status: str
+    baseline: str
+    model: str
+    questions: str
+    methods: Mapping[str, MethodSummary]
+    # Of the whole process, which all methods share: no method's own.
+    peak_rss_mb: float | None
+
+
+def summarise(run: Run) -> Summary:
+    """Every figure of the run."""
+    manifest = run.manifest
+    generations = per_generation(run)
+    names = dict.fromkeys([manifest.baseline, *manifest.methods])
+    peak = run.generations["peak_rss_mb"].max()
+    return Summary(
+        run=manifest.name,
+        status=manifest.status,
+        baseline=manifest.baseline,
+        model=manifest.model,
+        questions=manifest.questions,
+        methods={name: _method_summary(run, generations, name) for name in names},
+        peak_rss_mb=None if pd.isna(peak) else float(peak),
+    )
+
+
+def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodSummary:
+    baseline = run.manifest.baseline
+    pairs = paired(generations, method=method, baseline=baseline)
+    questions = per_question(pairs)
+    status = generations.loc[generations["method"] == method, "status"]
+    asked = generations.loc[generations["method"].isin([method, baseline]), PROMPT]
+    return MethodSummary(
+        tasks=_tasks(questions, compared=method != baseline),
+        positions=_positions(questions),
+        lossless=_verdicts(run, method),
+        errors=int((status == Status.ERROR.value).sum()),
+        prompt_too_long=int((status == Status.PROMPT_TOO_LONG.value).sum()),
+        excluded=len(asked.drop_duplicates()) - len(pairs),
+    )
+
+
+def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]:
+    if questions.empty:
+        return {}
+    ratios = applicable(drafting=_drafts(questions), compared=compared)
+    present = set(questions["task"])
+    order = [task for task in TASK_ORDER if task in present]
+    order += sorted(present - set(TASK_ORDER))
+    parts = {OVERALL: questions} | {task: questions[questions["task"] == task] for task in order}
+    return {
+        task: TaskSummary(n=len(part), figures=figures(ratios, _columns(part)))
+        for task, part in parts.items()
+    }
+
+
+def _drafts(questions: pd.DataFrame) -> bool:
+    return bool(questions["drafted"].sum() > 0)
+
+
+def _columns(questions: pd.DataFrame) -> dict[str, Floats]:
+    numbers = questions.select_dtypes("number")
+    return {str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers.columns}
+
+
+def _positions(questions: pd.DataFrame) -> list[Position]:
+    """Up to the deepest draft of the method."""
+    if not _drafts(questions):
+        return []
+    columns = _columns(questions)
+    depth = 0
+    while columns.get(f"drafted_{depth + 1}", np.zeros(1)).sum() > 0:
+        depth += 1
+    ratios = {}
+    for i in range(1, depth + 1):
+        ratios[f"marginal_{i}"] = Ratio((f"accepted_{i}",), ("steps",))
+        ratios[f"conditional_{i}"] = Ratio((f"accepted_{i}",), (f"drafted_{i}",))
+    found = figures(ratios, columns)
+    return [
+        Position(i, found[f"marginal_{i}"], found[f"conditional_{i}"]) for i in range(1, depth + 1)
+    ]
+
+
+def _verdicts(run: Run, method: str) -> dict[str, int] | None:
+    verdicts = run.judgements.loc[run.judgements["method"] == method, "verdict"]
+    if verdicts.empty:
+        return None
+    return {verdict.value: int((verdicts == verdict.value).sum()) for verdict in Lossless}
+
+
+def acceptance_by_position(run: Run, method: str) -> pd.DataFrame:
+    """Columns ``position, marginal, conditional``; mean_accepted_tokens == 1 + Σ marginal.
+
+    No rows for a method that does not draft.
+
+    Raises:
+        UsageError: the run has no such method; the message lists those it has.
+    """
+    baseline = run.manifest.baseline
+    known = {baseline: None} | dict.fromkeys(run.manifest.methods)
+    look_up("method", method, known)
+    pairs = paired(per_generation(run), method=method, baseline=baseline)
+    rows = [
+        (item.position, item.marginal.value, item.conditional.value)
+        for item in _positions(per_question(pairs))
+    ]
+    return pd.DataFrame(rows, columns=["position", "marginal", "conditional"])
+
+
+def to_json(summary: Summary) -> dict[str, Any]:
+    """The document of ``specbench report --format json``; keys without a meaning are absent."""
+    document: dict[str, Any] = {
+        "schema_version": SUMMARY_VERSION,
+        "run": summary.run,
+        "status": summary.status,
+        "baseline": summary.baseline,
+        "model": summary.model,
+        "questions": summary.questions,
+        "methods": {name: _method_json(method) for name, method in summary.methods.items()},
+    }
+    if summary.peak_rss_mb is not None:
+        document["peak_rss_mb"] = summary.peak_rss_mb
+    return document
+
+
+def _method_json(method: MethodSummary) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    if method.lossless is not None:
+        document["lossless"] = dict(method.lossless)
+    document |= {
+        "errors": method.errors,
+        "prompt_too_long": method.prompt_too_long,
+        "excluded": method.excluded,
+        "tasks": {
+            task: {"n": part.n} | {name: asdict(figure) for name, figure in part.figures.items()}
+            for task, part in method.tasks.items()
+        },
+    }
+    if method.positions:
+        document["acceptance_by_position"] = [asdict(item) for item in method.positions]
+        document["ctar"] = {str(item.position): asdict(item.marginal) for item in method.positions}
+    return document

@@ -1,0 +1,197 @@
+"""Fitting a draft head to what the target predicts, from stored features.
+
+Knows: batches with soft targets, an optimiser, checkpoints.  Does not know: any method; a head is
+whatever satisfies :class:`DraftHead`.
+
+The loss is the soft cross entropy of arXiv 2404.18911, section 3.2, between the target's and the
+draft's next-token distributions at the same position.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.features import FeatureStore
+from specbench_kangaroo.teacher import Batch, Teacher
+from specbench_kangaroo.training_state import TrainSettings, TrainState, Validation
+
+_CLIP_NORM = 1.0
+# With another seed or share, answers that were trained on would be held back for validation.
+_SAME_BATCHES = {"batch_tokens", "seed", "validation_share"}
+
+
+class DraftHead(Protocol):
+    """What a method gives the trainer: a module, the layer it reads, and its predictions."""
+
+    module: nn.Module
+    exit_layer: int | str
+    vocabulary: Tensor  # (V',) the LM-head rows that the head predicts over
+
+    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Predictions (M, V') at ``rows`` (M,) of the flattened batch ``hidden`` [B, S, H]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What a caller wants to hear of; both default to silence."""
+
+    on_tokens: Callable[[int], None] = lambda _: None
+    on_validation: Callable[[Validation], None] = lambda _: None
+
+
+class Trainer:
+    """One training of one head.  ``run`` leaves the best weights in the head's module.
+
+    Args:
+        lm_head: (V, H) the target's own output matrix; it stays frozen.
+        checkpoint: written at every validation; training continues from it if it exists.
+
+    Raises:
+        UsageError: the checkpoint was made with other settings.
+    """
+
+    def __init__(
+        self,
+        head: DraftHead,
+        store: FeatureStore,
+        lm_head: Tensor,
+        settings: TrainSettings,
+        *,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self._head = head
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._device = lm_head.device
+        self._teacher = Teacher(store, lm_head, head.vocabulary, top_k=settings.teacher_top_k)
+        order = np.random.default_rng(settings.seed).permutation(len(store.spans)).tolist()
+        held_back = max(1, round(settings.validation_share * len(order)))
+        self._held_back, self._train = order[:held_back], order[held_back:]
+        self._optimiser = torch.optim.AdamW(
+            head.module.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        self.state = TrainState()
+        if checkpoint and checkpoint.exists():
+            self._restore(checkpoint)
+
+    def run(self, hooks: Hooks | None = None) -> TrainState:
+        """Train until ``max_tokens``, or until ``patience`` validations brought nothing."""
+        hooks = hooks or Hooks()
+        state = self.state
+        if not state.validations:
+            self._validate(hooks)  # what the start is worth, before any step
+        for batch in self._batches():
+            started = time.monotonic()
+            self._step(batch)
+            state.tokens_seen += len(batch.rows)
+            state.seconds += time.monotonic() - started
+            hooks.on_tokens(state.tokens_seen)
+            due = state.validations[-1].tokens_seen + self._settings.validate_every
+            if state.tokens_seen >= min(due, self._settings.max_tokens):
+                self._validate(hooks)
+                if self._finished():
+                    break
+        self._head.module.load_state_dict(state.best_weights)
+        return state
+
+    def _finished(self) -> bool:
+        validations = self.state.validations
+        stale = len(validations) - 1 - validations.index(self.state.best)
+        return (
+            self.state.tokens_seen >= self._settings.max_tokens or stale >= self._settings.patience
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        state = self.state
+        while not (state.validations and self._finished()):
+            epoch = self._teacher.batches(
+                self._train,
+                self._head.exit_layer,
+                answer_tokens=self._settings.batch_tokens,
+                seed=self._settings.seed + state.epoch,
+            )
+            for position, batch in enumerate(epoch):
+                if position >= state.batches_into_epoch:
+                    state.batches_into_epoch = position + 1
+                    yield batch
+            state.epoch += 1
+            state.batches_into_epoch = 0
+
+    def _step(self, batch: Batch) -> None:
+        batch = batch.to(self._device)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._settings.learning_rate_at(self.state.tokens_seen)
+        loss = soft_cross_entropy(self._head.logits(batch.hidden, batch.rows), batch)
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._head.module.parameters(), _CLIP_NORM)
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def _validate(self, hooks: Hooks) -> None:
+        agreed = loss = rows = 0.0
+        for batch in self._teacher.batches(
+            self._held_back, self._head.exit_layer, answer_tokens=2048, seed=None
+        ):
+            batch = batch.to(self._device)  # noqa: PLW2901
+            logits = self._head.logits(batch.hidden, batch.rows)
+            agreed += float((logits.argmax(-1) == batch.labels).sum())
+            loss += float(soft_cross_entropy(logits, batch)) * len(batch.rows)
+            rows += len(batch.rows)
+        validation = Validation(self.state.tokens_seen, agreed / rows, loss / rows)
+        self.state.validations.append(validation)
+        if self.state.best is validation:
+            weights = self._head.module.state_dict()
+            self.state.best_weights = {key: value.clone() for key, value in weights.items()}
+        self._save()
+        hooks.on_validation(validation)
+
+    def _save(self) -> None:
+        if self._checkpoint is None:
+            return
+        temporary = self._checkpoint.with_suffix(".partial")
+        state = {name: getattr(self.state, name) for name in TrainState.__slots__}
+        state["validations"] = [asdict(validation) for validation in self.state.validations]
+        saved = {
+            "state": state,
+            "module": self._head.module.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "settings": asdict(self._settings),
+        }
+        torch.save(saved, temporary)
+        os.replace(temporary, self._checkpoint)
+
+    def _restore(self, path: Path) -> None:
+        saved = torch.load(path, weights_only=True, map_location=self._device)
+        settings = asdict(self._settings)
+        for name in _SAME_BATCHES & saved.get("settings", {}).keys():
+            if saved["settings"][name] != settings[name]:
+                raise UsageError(
+                    f"{path} was made with {name} = {saved['settings'][name]}, not "
+                    f"{settings[name]}: use that, or remove the checkpoint to start again"
+                )
+        saved["state"]["validations"] = [Validation(**v) for v in saved["state"]["validations"]]
+        self.state = TrainState(**saved["state"])
+        self._head.module.load_state_dict(saved["module"])
+        self._optimiser.load_state_dict(saved["optimiser"])
+
+
+def soft_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean over rows of ``-sum_k p_k log q_k``; q are the draft's ``logits`` (M, V')."""
+    chosen = logits.gather(-1, batch.teacher_ids)  # (M, k)
+    expected = (chosen * batch.teacher_probabilities).sum(-1)
+    return (torch.logsumexp(logits, -1) - expected).mean()

@@ -1,0 +1,111 @@
+"""The one shape that every draft has: tokens, and for each of them the row it follows.
+
+Knows: tokens and parents.  Does not know: models, caches, methods.
+
+A chain is a tree without branches, and vanilla decoding is the root alone.  Masks, positions and
+paths all follow from ``parents``, so each is derived here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """Tokens to score in one pass of the target.
+
+    Attributes:
+        tokens: (T,) row 0 is the root: the last committed token, not yet in the cache.
+        parents: ``parents[0] == -1`` and ``parents[i] < i``.
+        n_candidates: rows ``0 .. n_candidates-1`` may be accepted; later rows only ride along.
+
+    Raises:
+        ValueError: the three do not describe a tree.
+    """
+
+    tokens: Tensor
+    parents: tuple[int, ...]
+    n_candidates: int
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.parents) or not self.parents:
+            raise ValueError(f"{len(self.tokens)} tokens with {len(self.parents)} parents")
+        if self.parents[0] != -1 or any(
+            not 0 <= parent < row for row, parent in enumerate(self.parents[1:], start=1)
+        ):
+            raise ValueError(f"parents must come before their children: {self.parents}")
+        if not 1 <= self.n_candidates <= len(self.parents):
+            raise ValueError(f"n_candidates is {self.n_candidates} of {len(self.parents)} rows")
+
+    @classmethod
+    def chain(cls, tokens: Tensor) -> TokenTree:
+        """A tree in which every row follows the one before. ``tokens``: (T,)."""
+        return cls(tokens, chain_parents(len(tokens)), len(tokens))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """(T,) the number of edges from the root; a row's position is ``length + depth``."""
+        return depths(self.parents)
+
+    @property
+    def depth(self) -> int:
+        """The longest path of candidates, root excluded: what a step counts as drafted."""
+        return max(self.depths[: self.n_candidates])
+
+    def children(self, row: int) -> tuple[int, ...]:
+        """Acceptable rows that follow ``row``, in the order in which they are tried."""
+        return tuple(i for i in range(1, self.n_candidates) if self.parents[i] == row)
+
+
+def chain_parents(rows: int) -> tuple[int, ...]:
+    """The parents of a chain: -1, 0, 1, …"""
+    return tuple(range(-1, rows - 1))
+
+
+@lru_cache(maxsize=4096)
+def depths(parents: tuple[int, ...]) -> tuple[int, ...]:
+    """Depth of every row below its root."""
+    found: list[int] = []
+    for parent in parents:
+        found.append(0 if parent < 0 else found[parent] + 1)
+    return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def ancestor_closure(parents: tuple[int, ...]) -> Tensor:
+    """(T, T) bool: entry (i, j) says that row i sees row j, its ancestor or itself.
+
+    The result is shared between calls: do not write to it.
+    """
+    closure = torch.eye(len(parents), dtype=torch.bool)
+    for row, parent in enumerate(parents):
+        if parent >= 0:
+            closure[row] |= closure[parent]
+    return closure
+
+
+def attention_mask(
+    parents: Sequence[int], length: int, *, first: int = 0, window: int | None = None
+) -> Tensor:
+    """Who may see whom, for rows ``first ..`` of a tree above ``length`` committed positions.
+
+    Args:
+        window: a sliding window: a row sees positions within ``window`` of its own, itself counted.
+
+    Returns:
+        (T - first, length + T) bool; columns are the committed positions, then the tree's rows.
+    """
+    closure = ancestor_closure(tuple(parents))[first:]  # [T - first, T]
+    prefix = torch.ones(len(closure), length, dtype=torch.bool)
+    mask = torch.cat((prefix, closure), dim=1)
+    if window is None:
+        return mask
+    below = torch.tensor(depths(tuple(parents))) + length  # [T]
+    columns = torch.cat((torch.arange(length), below))
+    return mask & (below[first:, None] - columns[None, :] < window)

@@ -1,0 +1,150 @@
+"""A bench that needs no download: a tiny random model, a tokenizer of 24 words, stub methods.
+
+A stub drafts what its name says: it is shown vanilla's answer to the prompt and proposes from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from specbench_kangaroo import method
+from specbench_kangaroo.bench import Bench, ModelChoice, QuestionChoice, Request, sampling_of
+from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.models import LoadedModel
+from specbench_kangaroo.questions import Question, QuestionSet
+from specbench_kangaroo.schedule import Settings
+from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.tree import TokenTree
+from specbench_methods.vanilla import Vanilla
+
+from .models import CONTEXT, VOCABULARY, target
+
+FAMILY = "llama-gqa-tied"
+WORDS = ["<pad>", "<bos>", "<eos>", "u", "a", *(f"w{i}" for i in range(5, VOCABULARY))]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] + ' ' + m['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a' }}{% endif %}"
+)
+QUESTIONS = (
+    Question(1, "writing", ("w5 w9 w14 w7", "w8 w8")),
+    Question(2, "qa", ("w11 w6",)),
+    Question(3, "rag", ("w7 w13 w12 w20 w19",)),
+)
+TOO_LONG = Question(9, "qa", (" ".join(["w6"] * CONTEXT), "w7"))
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=TEMPLATE
+    )
+
+
+class Stub:
+    """Drafts ``depth`` tokens: the target's own greedy continuation, wrong from ``right`` on."""
+
+    Options: ClassVar[type[method.Options]] = method.Options
+    lossy: ClassVar[bool] = False
+    taps: tuple[int, ...] = ()
+    weights: Mapping[str, Any] = {}
+
+    def __init__(self, model: Target, *, depth: int = 3, right: int = 3) -> None:
+        self.options = method.Options()
+        self.max_rows = 1 + depth
+        self.prompts: list[tuple[int, ...]] = []  # every prompt that it was given
+        self._model, self._depth, self._right = model, depth, right
+
+    @classmethod
+    def load(cls, target: Target, options: method.Options) -> Self:
+        del options
+        return cls(target)
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Any) -> list[method.Options]:
+        del target, folder
+        return [method.Options()]
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        del session, output
+        self.prompts.append(tuple(prompt.tolist()))
+        self._ids = prompt.tolist()
+
+    def propose(self, root: int, budget: int) -> Draft:
+        rows = [root]
+        for depth in range(min(self._depth, budget)):
+            ids = torch.tensor([*self._ids, *rows])
+            logits = self._model.prefill(ids, self._model.new_cache(len(ids))).logits[0]
+            token = int(logits.argmax())
+            rows.append(token if depth < self._right else (token + 1) % VOCABULARY)
+        self._rows = rows
+        return Draft(TokenTree.chain(torch.tensor(rows)))
+
+    def observe(self, verdict: Verdict) -> None:
+        self._ids += [self._rows[row] for row in verdict.rows]
+
+
+class Raises(Stub):
+    """Fails on every prompt that holds the word w13."""
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        if WORDS.index("w13") in prompt.tolist():
+            raise RuntimeError("w13 is bad luck")
+        super().begin(session, prompt, output)
+
+
+class Cheats(Stub):
+    """Changes the target's logits of the root, which it could only do through a bug of ours."""
+
+    def propose(self, root: int, budget: int) -> Draft:
+        return super().propose((root + 1) % VOCABULARY, budget)
+
+
+class Interrupts(Stub):
+    """The person at the keyboard presses Ctrl-C in the generation number ``at``."""
+
+    at = 3
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        super().begin(session, prompt, output)
+        if len(self.prompts) == self.at:
+            raise KeyboardInterrupt
+
+
+def make_bench(
+    methods: Mapping[str, Method] | None = None,
+    *,
+    questions: Sequence[Question] = QUESTIONS,
+    eos: frozenset[int] = frozenset(),
+    **settings: Any,
+) -> Bench:
+    """A bench of vanilla and ``methods`` on the tiny model, in float64."""
+    model = target(FAMILY)
+    wanted = Settings(**{"max_new_tokens": 12, "warmup": 0} | settings)
+    loaded = LoadedModel(
+        name="tiny",
+        model=model.model,
+        tokenizer=make_tokenizer(),
+        dtype="float64",
+        device="cpu",
+        sha256="00",
+        revision=None,
+        eos_token_ids=eos,
+        context_length=CONTEXT,
+    )
+    return Bench(
+        request=Request(
+            model=ModelChoice(name="tiny"), questions=QuestionChoice(), settings=wanted
+        ),
+        loaded=loaded,
+        target=model,
+        questions=QuestionSet("three", "11", tuple(questions)),
+        methods={"vanilla": Vanilla(method.Options()), **(methods or {})},
+        sampling=sampling_of(wanted),
+    )

@@ -1,0 +1,240 @@
+"""What every registered method must pass; no method is named here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from specbench_kangaroo.clock import WallClock
+from specbench_kangaroo.decode import Decoded, Limits, accept, decode, verify
+from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.registry import method_class, method_names
+from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
+from specbench_kangaroo.target import Target, TargetOutput
+
+from .models import CONTEXT, FAMILIES, VOCABULARY, target
+
+NO_EOS: frozenset[int] = frozenset()
+PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=method_names())
+def methods(request: pytest.FixtureRequest, family: str, tmp_path: Path) -> list[Method]:
+    """One method in each of its example settings, on one family."""
+    kind, model = method_class(request.param), target(family)
+    return [kind.load(model, options) for options in kind.example_options(model, tmp_path)]
+
+
+def generate(
+    model: Target,
+    method: Method,
+    prompt: Sequence[int],
+    *,
+    new: int = 24,
+    eos: frozenset[int] = NO_EOS,
+    sampler: Sampler | None = None,
+) -> Decoded:
+    limits = Limits(max_new_tokens=new, eos=eos)
+    return decode(model, method, prompt, limits=limits, clock=WallClock(), sampler=sampler)
+
+
+@torch.inference_mode()
+def plain_greedy(model: Target, prompt: Sequence[int], new: int) -> list[int]:
+    """Greedy decoding without cache, loop or engine: the model's own forward pass, token by token."""
+    ids = list(prompt)
+    for _ in range(new):
+        cache = model.new_cache(len(ids))
+        ids.append(int(model.prefill(torch.tensor(ids), cache).logits[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_greedy_output_is_vanillas_token_by_token(methods: list[Method], family: str) -> None:
+    expected = plain_greedy(target(family), PROMPT, 24)
+    for method in methods:
+        found = generate(target(family), method, PROMPT)
+        assert list(found.output_ids) == expected, f"{method.options} changed the greedy output"
+
+
+def test_a_method_object_serves_one_generation_after_the_other(
+    methods: list[Method], family: str
+) -> None:
+    for method in methods:
+        first = generate(target(family), method, PROMPT).output_ids
+        generate(target(family), method, PROMPT[::-1], new=7)
+        again = generate(target(family), method, PROMPT).output_ids
+        assert again == first, f"{method.options} remembers an earlier generation"
+
+
+class Watched:
+    """A method that checks the cache after every round, as the loop leaves it."""
+
+    def __init__(self, inner: Method, model: Target) -> None:
+        self._inner, self._model = inner, model
+        self.rounds = 0
+        self.options, self.weights = inner.options, inner.weights
+        self.taps, self.max_rows = inner.taps, inner.max_rows
+
+    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
+        self._session, self._ids = session, prompt.tolist()
+        self._inner.begin(session, prompt, output)
+
+    def propose(self, root: int, budget: int) -> Draft:
+        self._draft = self._inner.propose(root, budget)
+        assert self._draft.tree.tokens[0] == root, "row 0 must be the last committed token"
+        assert len(self._draft.tree.parents) <= self.max_rows, "the tree is larger than announced"
+        return self._draft
+
+    def observe(self, verdict: Verdict) -> None:
+        tokens = self._draft.tree.tokens.tolist()
+        self._ids += [tokens[row] for row in verdict.rows]
+        fresh = self._model.new_cache(len(self._ids))
+        self._model.prefill(torch.tensor(self._ids), fresh)
+        for layer in range(self._model.n_layers):
+            found, wanted = self._session.cache.committed(layer), fresh.committed(layer)
+            for kind in ("keys", "values"):
+                error = (getattr(found, kind) - getattr(wanted, kind)).abs().max()
+                assert error < 1e-10, f"{kind} of layer {layer} differ from a fresh prefill's"
+        self._inner.observe(verdict)
+        self.rounds += 1
+
+
+def test_after_every_round_the_cache_equals_a_fresh_prefill(
+    methods: list[Method], family: str
+) -> None:
+    for method in methods:
+        watched = Watched(method, target(family))
+        generate(target(family), watched, PROMPT)  # type: ignore[arg-type]
+        assert watched.rounds > 0
+
+
+def test_records_add_up(methods: list[Method], family: str) -> None:
+    for method in methods:
+        for new in (1, 2, 3, 24):
+            found = generate(target(family), method, PROMPT, new=new)
+            emitted = sum(step.emitted for step in found.steps)
+            assert len(found.output_ids) == new, "max_new_tokens must be hit exactly"
+            assert 1 + emitted == new, "the prefill emits one token, the steps all others"
+            assert found.target_passes == 1 + len(found.steps)
+            for step in found.steps:
+                assert 1 <= step.emitted <= step.drafted + 1
+                assert step.emitted - 1 <= step.accepted <= step.drafted
+                assert min(step.draft_ms, step.verify_ms, step.accept_ms) >= 0
+
+
+def test_eos_ends_the_text_wherever_it_comes(methods: list[Method], family: str) -> None:
+    """Every position of the greedy text in turn is its end, drafted, corrected or bonus alike."""
+    text = plain_greedy(target(family), PROMPT, 12)
+    for method in methods:
+        for token in sorted(set(text)):
+            found = generate(target(family), method, PROMPT, new=12, eos=frozenset({token}))
+            assert list(found.output_ids) == text[: text.index(token) + 1]
+
+
+def test_prompts_of_one_token_and_to_the_end_of_the_context(
+    methods: list[Method], family: str
+) -> None:
+    model = target(family)
+    full = [(7 * i) % VOCABULARY for i in range(CONTEXT)]
+    for method in methods:
+        assert list(generate(model, method, [4]).output_ids) == plain_greedy(model, [4], 24)
+        for length in (CONTEXT, CONTEXT - 1, CONTEXT - 5):
+            found = generate(model, method, full[:length]).output_ids
+            assert len(found) == CONTEXT - length + 1, "the last token needs no position"
+            assert list(found) == plain_greedy(model, full[:length], len(found))
+
+
+class Script:
+    """Chance that follows a list of choices, and notes their probability and what else there was.
+
+    Only choices up to the first decided token count: whatever comes after an acceptance cannot
+    change that token, so it is followed along one branch alone.
+    """
+
+    def __init__(self, choices: Sequence[int]) -> None:
+        self._choices = iter(choices)
+        self.taken: list[int] = []
+        self.possible: list[list[int]] = []
+        self.probability = 1.0
+        self._decided = False
+
+    def _choose(self, probabilities: list[float]) -> int:
+        possible = [index for index, p in enumerate(probabilities) if p > 0]
+        if self._decided:
+            return possible[0]
+        choice = next(self._choices, possible[0])
+        self.taken.append(choice)
+        self.possible.append(possible)
+        self.probability *= probabilities[choice]
+        return choice
+
+    def accepts(self, probability: float) -> bool:
+        accepted = self._choose([1 - probability, probability]) == 1
+        self._decided = self._decided or accepted
+        return accepted
+
+    def pick(self, probabilities: torch.Tensor) -> int:
+        return self._choose(probabilities.tolist())
+
+
+@torch.inference_mode()
+def first_token(model: Target, method: Method, sampler: Sampler) -> int:
+    """The first token that one step of a method emits after the prompt and the root 3."""
+    cache = model.new_cache(len(PROMPT) + 1 + method.max_rows)
+    prompt = torch.tensor(PROMPT)
+    prefill = model.prefill(prompt, cache, taps=method.taps)
+    session = Session(cache, method.max_rows, sampler, NO_EOS)
+    method.begin(session, prompt, prefill)
+    draft = method.propose(3, 1)
+    acceptance = accept(draft, verify(model, draft, cache), sampler)
+    if len(acceptance.rows) > 1:
+        return int(draft.tree.tokens[acceptance.rows[1]])
+    return acceptance.bonus
+
+
+def enumerate_first_token(model: Target, method: Method, sampling: Sampling) -> torch.Tensor:
+    """Exact distribution (V,) of that token: every sequence of random decisions is followed."""
+    found = torch.zeros(model.vocab_size, dtype=torch.float64)
+    todo: list[list[int]] = [[]]
+    while todo:
+        prefix = todo.pop()
+        script = Script(prefix)
+        found[first_token(model, method, Sampler(sampling, script))] += script.probability
+        for depth in range(len(prefix), len(script.taken)):
+            others = (c for c in script.possible[depth] if c != script.taken[depth])
+            todo += [[*script.taken[:depth], other] for other in others]
+    return found
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.7, top_k=5), Sampling(temperature=1.3, top_p=0.8)]
+)
+def test_sampling_emits_the_targets_distribution(
+    methods: list[Method], family: str, sampling: Sampling
+) -> None:
+    """Lossless sampling, enumerated over every random decision instead of tried."""
+    model = target(family)
+    with torch.inference_mode():
+        cache = model.new_cache(len(PROMPT) + 1)
+        wanted = sampling.probabilities(model.prefill(torch.tensor([*PROMPT, 3]), cache).logits[0])
+    for method in methods:
+        found = enumerate_first_token(model, method, sampling)
+        error = float((found - wanted).abs().max())
+        assert error < 1e-9, f"{method.options} shifts the sampled distribution by {error:.2e}"
+
+
+def test_sampling_is_reproducible(methods: list[Method], family: str) -> None:
+    sampling = Sampling(temperature=0.8, top_p=0.9)
+    for method in methods:
+        runs = [
+            generate(
+                target(family), method, PROMPT, sampler=Sampler(sampling, SeededChance(11))
+            ).output_ids
+            for _ in range(2)
+        ]
+        assert runs[0] == runs[1], "a seed must fix the text"

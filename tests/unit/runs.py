@@ -1,0 +1,155 @@
+"""Small runs whose every figure can be worked out by hand.
+
+A vanilla step takes 10 ms (9 verify, 1 accept), a prefill 20 ms.  A drafted token takes 1 ms, and
+verifying a draft 12 ms; the loop adds nothing.  Answers are 13 tokens long: the prefill's and
+twelve of the steps.  Kangaroo drafts four tokens a step and accepts 3, 1, 3, 1 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from specbench_kangaroo.records import (
+    ExitReason,
+    Generation,
+    GenerationKey,
+    Judgement,
+    Lossless,
+    Manifest,
+    MethodRecord,
+    Status,
+    StepRecord,
+)
+from specbench_kangaroo.store import RunWriter
+
+TTFT_MS = 20.0
+TASKS = ("mt_bench", "qa")
+ACCEPTED = (3, 1, 3, 1)
+
+
+def make_manifest(methods: Iterable[str] = ("vanilla", "kangaroo"), **changes: Any) -> Manifest:
+    options = {"kangaroo": {"threshold": 0.6, "exit_layer": 4}}
+    manifest = Manifest(
+        name="synthetic",
+        command="specbench run",
+        created="2026-11-01T00:00:00Z",
+        status="running",
+        model="smollm2-135m",
+        questions="builtin",
+        methods={name: MethodRecord(options=options.get(name, {})) for name in methods},
+        settings={"seed": 0, "max_new_tokens": 13, "temperature": 0.0, "dtype": "float32"},
+        environment={"python": "3.11"},
+        hashes={"questions": "aa", "model": "bb"},
+    )
+    return replace(manifest, **changes)
+
+
+def make_step(step: int = 0, *, drafted: int = 0, accepted: int = 0, **changes: Any) -> StepRecord:
+    record = StepRecord(
+        step=step,
+        context_length=10 + step,
+        drafted=drafted,
+        accepted=accepted,
+        emitted=accepted + 1,
+        rows=drafted + 1,
+        exit_reason=ExitReason.MAX_STEPS if drafted else ExitReason.NO_DRAFT,
+        confidence=tuple(0.9 for _ in range(drafted)),
+        verify_share=1.0,
+        draft_ms=float(drafted),
+        verify_ms=12.0 if drafted else 9.0,
+        accept_ms=1.0,
+    )
+    return replace(record, **changes)
+
+
+def make_steps(method: str, *, accepted: Sequence[int] = ACCEPTED) -> list[StepRecord]:
+    if method == "vanilla":
+        return [make_step(i) for i in range(12)]
+    return [make_step(i, drafted=4, accepted=a) for i, a in enumerate(accepted)]
+
+
+def make_generation(
+    method: str = "vanilla",
+    question_id: int = 1,
+    *,
+    steps: Sequence[StepRecord] = (),
+    slower: float = 1.0,
+    **changes: Any,
+) -> Generation:
+    """The answer that ``steps`` make; ``slower`` stretches its total time."""
+    tokens = 1 + sum(step.emitted for step in steps)
+    spent_ms = sum(step.draft_ms + step.verify_ms + step.accept_ms for step in steps)
+    generation = Generation(
+        method=method,
+        question_id=question_id,
+        category="writing",
+        task="mt_bench",
+        turn=0,
+        repeat=0,
+        status=Status.OK,
+        error=None,
+        prompt_tokens=9,
+        output_ids=tuple(range(tokens)),
+        text="ü\n",
+        new_tokens=tokens,
+        target_passes=1 + len(steps),
+        ttft_ms=TTFT_MS,
+        total_ms=slower * (TTFT_MS + spent_ms),
+        peak_rss_mb=None,
+    )
+    return replace(generation, **changes)
+
+
+def make_judgement(key: GenerationKey, verdict: Lossless = Lossless.EXACT) -> Judgement:
+    differs = verdict is not Lossless.EXACT
+    return Judgement(
+        method=key.method,
+        question_id=key.question_id,
+        turn=key.turn,
+        repeat=key.repeat,
+        verdict=verdict,
+        first_difference=3 if differs else None,
+        logit_gap=0.5 if differs else None,
+    )
+
+
+def make_run(
+    folder: Path,
+    *,
+    methods: Sequence[str] = ("vanilla", "kangaroo"),
+    tasks: Sequence[str] = TASKS,
+    questions_per_task: int = 2,
+    turns: int = 1,
+    repeats: int = 1,
+    spread: float = 0.0,
+    judged: bool = True,
+    status: str = "complete",
+) -> Path:
+    """Writes a run and returns its folder.
+
+    ``spread`` makes question q of the run slower by q * spread for all methods but vanilla, so that
+    the speedup differs between questions; without it every question is the same.
+    """
+    with RunWriter.create(folder, make_manifest(methods)) as writer:
+        for number in range(len(tasks) * questions_per_task):
+            for turn in range(turns):
+                for repeat in range(repeats):
+                    for method in methods:
+                        steps = make_steps(method)
+                        generation = make_generation(
+                            method,
+                            number + 1,
+                            steps=steps,
+                            slower=1.0 if method == "vanilla" else 1.0 + spread * number,
+                            task=tasks[number // questions_per_task],
+                            turn=turn,
+                            repeat=repeat,
+                        )
+                        writer.append(generation, steps)
+                        if judged and method != "vanilla":
+                            writer.judge(make_judgement(generation.key))
+        writer.close(status)
+    return folder

@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from specbench_kangaroo import stats
+from specbench_kangaroo.bootstrap import Figure, Ratio, figures
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.records import Lossless, Status
+from specbench_kangaroo.store import RunWriter, read_run
+from tests.unit.runs import (
+    make_generation,
+    make_judgement,
+    make_manifest,
+    make_run,
+    make_step,
+    make_steps,
+)
+
+RATIO = {"r": Ratio(("a",), ("b",))}
+
+
+def written(folder, content, *, judgements=(), methods=("vanilla", "kangaroo")):
+    """The run of (generation, steps) pairs."""
+    with RunWriter.create(folder, make_manifest(methods)) as writer:
+        for generation, steps in content:
+            writer.append(generation, steps)
+        for judgement in judgements:
+            writer.judge(judgement)
+    return read_run(folder)
+
+
+def answer(method, question_id, *, accepted=(3, 1, 3, 1), **changes):
+    steps = make_steps(method, accepted=accepted)
+    return make_generation(method, question_id, steps=steps, **changes), steps
+
+
+def overall(run, method="kangaroo"):
+    return stats.summarise(run).methods[method].tasks["overall"].figures
+
+
+# --- definitions, by hand ---
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("run") / "run", turns=2, repeats=2)
+    return stats.summarise(read_run(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # Vanilla: 20 + 12 * 10 = 140 ms.  Kangaroo: 20 + 4 * (4 + 12 + 1) = 88 ms.  13 tokens each.
+        ("speedup", 140 / 88),
+        ("speedup_decode", 120 / 68),
+        ("speedup_specbench", 140 / 88),
+        ("speedup_ideal", 140 / (20 + 4 * (4 + 10))),
+        ("realised_over_ideal", (20 + 4 * (4 + 10)) / 88),
+        ("tokens_per_second", 13 / 0.088),
+        ("mean_accepted_tokens", 1 + 8 / 4),
+        ("mean_accepted_tokens_per_request", 1 + 8 / 4),
+        ("acceptance_rate", 8 / 16),
+        ("compression_rate", 13 / 5),
+        ("ttft_ms", 20.0),
+        ("tpot_ms", 68 / 12),
+        ("harness_share", 0.0),
+        ("draft_share", 16 / 88),
+        ("verify_share_of_time", 48 / 88),
+    ],
+)
+def test_the_figures_of_the_synthetic_run(summary, name, value):
+    figure = summary.methods["kangaroo"].tasks["overall"].figures[name]
+    assert figure.value == pytest.approx(value)
+    assert figure.low == figure.high == figure.value, "equal questions leave nothing uncertain"
+
+
+def test_the_baseline_has_speeds_and_nothing_that_it_cannot_have(summary):
+    figures_ = summary.methods["vanilla"].tasks["overall"].figures
+    assert set(figures_) == {
+        "tokens_per_second",
+        "compression_rate",
+        "ttft_ms",
+        "tpot_ms",
+        "harness_share",
+        "verify_share_of_time",
+    }
+    assert figures_["tokens_per_second"].value == pytest.approx(13 / 0.140)
+    assert figures_["compression_rate"].value == pytest.approx(1.0)
+    assert summary.methods["vanilla"].positions == []
+    assert summary.methods["vanilla"].lossless is None
+
+
+def test_tasks_come_overall_first_and_then_in_the_papers_order(tmp_path):
+    run = read_run(make_run(tmp_path / "run", tasks=("mine", "rag", "qa", "mt_bench")))
+    tasks = stats.summarise(run).methods["kangaroo"].tasks
+    assert list(tasks) == ["overall", "mt_bench", "qa", "rag", "mine"]
+    assert [task.n for task in tasks.values()] == [8, 2, 2, 2, 2]
+
+
+def test_speedup_sums_times_where_spec_bench_averages_rates(tmp_path):
+    run = written(
+        tmp_path / "run",
+        [
+            answer("vanilla", 1, total_ms=1000.0),
+            answer("vanilla", 2, total_ms=3000.0),
+            answer("kangaroo", 1, total_ms=500.0),
+            answer("kangaroo", 2, total_ms=3000.0),
+        ],
+    )
+    found = overall(run)
+    assert found["speedup"].value == pytest.approx(4000 / 3500)
+    assert found["speedup_specbench"].value == pytest.approx(
+        (1 / 500 + 1 / 3000) / (1 / 1000 + 1 / 3000)
+    )
+
+
+def test_mean_accepted_tokens_weighs_steps_and_its_sibling_requests(tmp_path):
+    run = written(
+        tmp_path / "run",
+        [
+            answer("vanilla", 1),
+            answer("vanilla", 2),
+            answer("kangaroo", 1, accepted=(4, 4, 4)),
+            answer("kangaroo", 2, accepted=(0,)),
+        ],
+    )
+    found = overall(run)
+    assert found["mean_accepted_tokens"].value == pytest.approx(1 + 12 / 4)
+    assert found["mean_accepted_tokens_per_request"].value == pytest.approx(1 + (4 + 0) / 2)
+
+
+def test_a_longer_answer_after_a_near_tie_is_not_a_slower_one(tmp_path):
+    run = written(
+        tmp_path / "run",
+        [
+            answer("vanilla", 1, total_ms=100.0, new_tokens=10),
+            answer("kangaroo", 1, total_ms=100.0, new_tokens=20),
+        ],
+    )
+    assert overall(run)["speedup"].value == pytest.approx(2.0)
+
+
+def test_the_ideal_takes_the_baselines_step_of_the_same_question(tmp_path):
+    slow = [replace(step, verify_ms=29.0) for step in make_steps("vanilla")]  # 30 ms a step
+    half = [replace(step, verify_share=0.5) for step in make_steps("kangaroo")]
+    run = written(
+        tmp_path / "run",
+        [
+            answer("vanilla", 1),
+            (make_generation("vanilla", 2, steps=slow), slow),
+            answer("kangaroo", 1),
+            (make_generation("kangaroo", 2, steps=half), half),
+        ],
+    )
+    ideal_ms = (20 + 4 * (4 + 10)) + (20 + 4 * (4 + 0.5 * 30))
+    assert overall(run)["speedup_ideal"].value == pytest.approx((140 + 380) / ideal_ms)
+
+
+def test_time_that_no_phase_accounts_for_is_the_harness_share(tmp_path):
+    run = read_run(make_run(tmp_path / "run", spread=0.1, questions_per_task=1))
+    # Question 1 has none of it, question 2 a tenth of its 88 ms.
+    assert overall(run)["harness_share"].value == pytest.approx(8.8 / (88 + 96.8))
+
+
+# --- acceptance by position ---
+
+
+def test_acceptance_by_position_keeps_never_drafted_from_rejected(tmp_path):
+    steps = [
+        make_step(0, drafted=4, accepted=3),
+        make_step(1, drafted=1, accepted=1),
+        make_step(2, drafted=2, accepted=0),
+        make_step(3, drafted=0, accepted=0),
+    ]
+    run = written(
+        tmp_path / "run",
+        [answer("vanilla", 1), (make_generation("kangaroo", 1, steps=steps), steps)],
+    )
+    frame = stats.acceptance_by_position(run, "kangaroo")
+    assert list(frame["position"]) == [1, 2, 3, 4]
+    assert list(frame["marginal"]) == [2 / 4, 1 / 4, 1 / 4, 0]
+    assert list(frame["conditional"]) == pytest.approx([2 / 3, 1 / 2, 1, 0])
+
+
+def test_mean_accepted_tokens_is_one_plus_the_marginals(tmp_path):
+    rng = np.random.default_rng(0)
+    content = []
+    for question in range(5):
+        drafted = rng.integers(0, 9, size=20)
+        steps = [
+            make_step(i, drafted=int(d), accepted=int(rng.integers(0, d + 1)))
+            for i, d in enumerate(drafted)
+        ]
+        content += [
+            answer("vanilla", question),
+            (make_generation("kangaroo", question, steps=steps), steps),
+        ]
+    run = written(tmp_path / "run", content)
+    marginal = stats.acceptance_by_position(run, "kangaroo")["marginal"].sum()
+    assert overall(run)["mean_accepted_tokens"].value == pytest.approx(1 + marginal)
+
+
+def test_acceptance_by_position_of_the_wrong_method(tmp_path):
+    run = read_run(make_run(tmp_path / "run"))
+    assert stats.acceptance_by_position(run, "vanilla").empty
+    with pytest.raises(UsageError, match="did you mean 'kangaroo'"):
+        stats.acceptance_by_position(run, "kangaro")
+
+
+# --- what is left out, and counted ---
+
+
+def test_errors_are_excluded_in_pairs_and_counted(tmp_path):
+    failed = {"status": Status.ERROR, "error": "boom", "total_ms": 1e9}
+    run = written(
+        tmp_path / "run",
+        [
+            answer("vanilla", 1),
+            answer("vanilla", 2, total_ms=1e9),  # its partner failed
+            answer("vanilla", 3, **failed),
+            answer("vanilla", 4, status=Status.PROMPT_TOO_LONG),
+            answer("kangaroo", 1),
+            answer("kangaroo", 2, **failed),
+            answer("kangaroo", 3, total_ms=1e9),
+            answer("kangaroo", 4, status=Status.PROMPT_TOO_LONG),
+        ],
+    )
+    method = stats.summarise(run).methods["kangaroo"]
+    assert (method.errors, method.prompt_too_long, method.excluded) == (1, 1, 3)
+    assert method.tasks["overall"].n == 1
+    assert method.tasks["overall"].figures["speedup"].value == pytest.approx(140 / 88)
+
+
+def test_a_method_that_never_succeeded_has_no_figures(tmp_path):
+    run = written(
+        tmp_path / "run", [answer("vanilla", 1), answer("kangaroo", 1, status=Status.ERROR)]
+    )
+    method = stats.summarise(run).methods["kangaroo"]
+    assert method.tasks == {}
+    assert (method.errors, method.excluded) == (1, 1)
+    json.dumps(stats.to_json(stats.summarise(run)))
+
+
+def test_a_run_without_generations_has_a_summary(tmp_path):
+    summary = stats.summarise(written(tmp_path / "run", []))
+    assert [method.tasks for method in summary.methods.values()] == [{}, {}]
+
+
+def test_answers_of_one_token_have_no_steps_and_no_tpot(tmp_path):
+    run = written(
+        tmp_path / "run",
+        [(make_generation("vanilla", 1), []), (make_generation("kangaroo", 1), [])],
+    )
+    found = overall(run)
+    assert "tpot_ms" not in found, "0/0 is absent, not nought"
+    assert "mean_accepted_tokens" not in found
+    assert found["speedup"].value == pytest.approx(1.0)
+
+
+# --- the document ---
+
+
+def test_the_json_document_has_the_documented_shape(tmp_path):
+    key = make_generation("kangaroo", 1).key
+    run = written(
+        tmp_path / "run",
+        [answer("vanilla", 1, peak_rss_mb=512.0), answer("kangaroo", 1, peak_rss_mb=640.0)],
+        judgements=[make_judgement(key, Lossless.NEAR_TIE)],
+    )
+    document = stats.to_json(stats.summarise(run))
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["schema_version"] == 1
+    assert (document["run"], document["baseline"], document["model"], document["questions"]) == (
+        "synthetic",
+        "vanilla",
+        "smollm2-135m",
+        "builtin",
+    )
+    assert document["peak_rss_mb"] == 640.0
+    assert "lossless" not in document["methods"]["vanilla"]
+    kangaroo = document["methods"]["kangaroo"]
+    assert kangaroo["lossless"] == {"exact": 0, "near_tie": 1, "violation": 0}
+    assert kangaroo["errors"] == 0
+    assert list(kangaroo["tasks"]) == ["overall", "mt_bench"]
+    part = kangaroo["tasks"]["overall"]
+    assert part["n"] == 1
+    assert part["speedup"] == {"value": pytest.approx(140 / 88), "low": None, "high": None}
+    first = kangaroo["acceptance_by_position"][0]
+    assert (first["position"], first["marginal"]["value"]) == (1, 1.0)
+    assert [share["value"] for share in kangaroo["ctar"].values()] == [1.0, 0.5, 0.5, 0.0]
+
+
+# --- intervals ---
+
+
+def test_one_question_gives_no_interval():
+    columns = {"a": np.array([3.0]), "b": np.array([2.0])}
+    assert figures(RATIO, columns) == {"r": Figure(1.5, None, None)}
+
+
+def test_equal_questions_give_an_interval_of_no_width():
+    columns = {"a": np.array([0.3, 0.6, 0.9]), "b": np.array([0.1, 0.2, 0.3])}
+    figure = figures(RATIO, columns)["r"]
+    assert figure.low == figure.high == figure.value == pytest.approx(3.0)
+
+
+def test_a_ratio_without_a_denominator_is_absent():
+    assert figures(RATIO, {"a": np.zeros(4), "b": np.zeros(4)}) == {}
+    assert figures(RATIO, {"a": np.zeros(0), "b": np.zeros(0)}) == {}
+
+
+def test_a_denominator_that_most_resamples_lack_still_gives_an_interval():
+    # Drafts on one question of three: many resamples hold no draft at all, and BCa is undefined.
+    figure = figures(RATIO, {"a": np.array([1.0, 0, 0]), "b": np.array([2.0, 0, 0])})["r"]
+    assert figure == Figure(0.5, 0.5, 0.5)
+
+
+def test_the_same_run_gives_the_same_interval():
+    rng = np.random.default_rng(1)
+    columns = {"a": rng.lognormal(size=30), "b": rng.lognormal(size=30)}
+    assert figures(RATIO, columns) == figures(RATIO, columns)
+    assert figures(RATIO, columns, seed=1) != figures(RATIO, columns, seed=2)
+
+
+def test_figures_of_one_call_agree_with_scipy_on_each_alone():
+    from scipy.stats import bootstrap  # noqa: PLC0415
+
+    rng = np.random.default_rng(2)
+    columns = {"a": rng.lognormal(size=25), "b": rng.lognormal(size=25), "c": np.ones(25)}
+    both = figures(RATIO | {"mean": Ratio(("a",), ("c",))}, columns, resamples=4000)
+    alone = bootstrap(
+        (columns["a"], columns["b"]),
+        lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=4000,
+        random_state=np.random.default_rng(3),
+    ).confidence_interval
+    assert both["r"].low == pytest.approx(alone.low, rel=0.05)
+    assert both["r"].high == pytest.approx(alone.high, rel=0.05)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    # 400 draws have a standard error of 1.1 points around 95 %, and BCa with 40 skewed clusters
+    # falls a little short of its level: hence 90 to 99.
+    rng = np.random.default_rng(4)
+    draws, covered = 400, 0
+    for _ in range(draws):
+        base = rng.lognormal(mean=3.0, sigma=0.5, size=40)
+        columns = {"a": base, "b": base / 1.4 * rng.lognormal(sigma=0.2, size=40)}
+        found = figures(RATIO, columns, resamples=999)["r"]
+        covered += found.low <= 1.4 / np.exp(0.2**2 / 2) <= found.high
+    assert 0.90 <= covered / draws <= 0.99
+
+
+# --- size and dependencies ---
+
+
+def test_a_large_run_is_summarised_in_seconds(tmp_path):
+    run = read_run(make_run(tmp_path / "run", tasks=("qa", "rag"), questions_per_task=25))
+    # 200 000 steps: the run's 50 questions, each answer's steps repeated.
+    steps = pd.concat([run.steps] * 250, ignore_index=True)
+    began = time.perf_counter()
+    summary = stats.summarise(replace(run, steps=steps))
+    assert time.perf_counter() - began < 10, "a report must not keep its reader waiting"
+    assert len(steps) == 200_000
+    mean = summary.methods["kangaroo"].tasks["overall"].figures["mean_accepted_tokens"]
+    assert mean.value == pytest.approx(3.0)
+
+
+def test_reports_need_no_torch():
+    root = Path(stats.__file__).parents[1]
+    code = (
+        "import sys, specbench_kangaroo.stats, specbench_kangaroo.tables, specbench_kangaroo.plots;"
+        "import specbench_kangaroo.lossless;"
+        "sys.exit(bool({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

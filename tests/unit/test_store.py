@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.records import (
+    ExitReason,
+    Generation,
+    GenerationKey,
+    Judgement,
+    MethodRecord,
+    Status,
+    StepRecord,
+)
+from specbench_kangaroo.store import RunWriter, read_run
+from tests.unit.runs import (
+    make_generation,
+    make_judgement,
+    make_manifest,
+    make_run,
+    make_step,
+    make_steps,
+)
+
+
+def killed_run(folder, *, generations: int = 2) -> list[Generation]:
+    """Leaves the folder as a kill does: nothing closed, the lock gone."""
+    writer = RunWriter.create(folder, make_manifest())
+    made = []
+    for number in range(generations):
+        made.append(make_generation("vanilla", number, steps=make_steps("vanilla")))
+        writer.append(made[-1], make_steps("vanilla"))
+    for file in (writer._journal, writer._lossless, writer._generations):
+        file.close()
+    return made
+
+
+def append_bytes(path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+
+
+# --- round trip ---
+
+
+def test_a_closed_run_reads_back_whole(tmp_path):
+    run = read_run(make_run(tmp_path / "run"))
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "generations.jsonl",
+        "lossless.jsonl",
+        "run.json",
+        "steps.parquet",
+    ], "a finished run holds the documented files and nothing else"
+    assert run.manifest == make_manifest(status="complete")
+    assert len(run.generations) == 8
+    assert len(run.steps) == 4 * (12 + 4)
+    assert list(run.judgements["verdict"]) == ["exact"] * 4
+    assert list(run.generations["status"].unique()) == ["ok"]
+    assert run.generations["output_ids"][0] == list(range(13))
+    kangaroo = run.steps[run.steps["method"] == "kangaroo"]
+    assert kangaroo["confidence"].iloc[0] == [0.9] * 4
+    assert set(run.steps.columns) == {
+        *(field.name for field in fields(StepRecord)),
+        *(field.name for field in fields(GenerationKey)),
+    }
+
+
+def test_a_running_run_can_be_read_and_is_not_changed(tmp_path):
+    killed_run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    run = read_run(tmp_path)
+    assert run.manifest.status == "running"
+    assert (len(run.generations), len(run.steps), len(run.judgements)) == (2, 24, 0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_empty_run_has_frames_with_columns(tmp_path):
+    with RunWriter.create(tmp_path / "run", make_manifest()):
+        pass
+    run = read_run(tmp_path / "run")
+    assert run.generations.empty
+    assert "draft_ms" in run.steps.columns
+    assert "verdict" in run.judgements.columns
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+STEPS = st.lists(
+    st.builds(
+        StepRecord,
+        step=st.integers(0, 99),
+        context_length=st.integers(0, 10**6),
+        drafted=st.integers(0, 60),
+        accepted=st.integers(0, 60),
+        emitted=st.integers(0, 61),
+        rows=st.integers(1, 100),
+        exit_reason=st.sampled_from(ExitReason),
+        confidence=st.lists(FINITE, max_size=4).map(tuple),
+        verify_share=FINITE,
+        draft_ms=FINITE,
+        verify_ms=FINITE,
+        accept_ms=FINITE,
+    ),
+    max_size=4,
+)
+GENERATIONS = st.lists(
+    st.tuples(
+        st.builds(
+            Generation,
+            method=st.text(max_size=8),
+            question_id=st.integers(0, 3),
+            category=st.text(max_size=4),
+            task=st.text(max_size=4),
+            turn=st.integers(0, 1),
+            repeat=st.integers(0, 1),
+            status=st.sampled_from(Status),
+            error=st.none() | st.text(),
+            prompt_tokens=st.integers(0, 10**6),
+            output_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
+            text=st.text(),  # line separators of every kind among it
+            new_tokens=st.integers(0, 10**6),
+            target_passes=st.integers(0, 10**6),
+            ttft_ms=FINITE,
+            total_ms=FINITE,
+            peak_rss_mb=st.none() | FINITE,
+        ),
+        STEPS,
+    ),
+    max_size=4,
+    unique_by=lambda pair: pair[0].key,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=GENERATIONS, cut=st.integers(0, 4))
+def test_what_is_written_is_what_is_read(tmp_path_factory, content, cut):
+    folder = tmp_path_factory.mktemp("run")
+    with RunWriter.create(folder, make_manifest()) as writer:
+        for generation, steps in content[:cut]:
+            writer.append(generation, steps)
+    with RunWriter.resume(folder, make_manifest()) as writer:
+        for generation, steps in content[cut:]:
+            writer.append(generation, steps)
+    with RunWriter.resume(folder, make_manifest()) as writer:
+        assert writer.finished == {generation.key: generation for generation, _ in content}
+    frame = read_run(folder).steps
+    read = [
+        StepRecord(
+            **{
+                field.name: tuple(value) if field.name == "confidence" else value
+                for field in fields(StepRecord)
+                for value in [row[field.name]]
+            }
+        )
+        for row in frame.to_dict("records")
+    ]
+    assert read == [step for _, steps in content for step in steps]
+
+
+# --- kills ---
+
+
+def test_a_torn_last_line_is_dropped_and_redone(tmp_path):
+    first, second = killed_run(tmp_path)
+    path = tmp_path / "generations.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert len(read_run(tmp_path).generations) == 1, "readers must leave the torn line out"
+    with RunWriter.resume(tmp_path, make_manifest()) as writer:
+        assert list(writer.finished) == [first.key]
+        writer.append(second, make_steps("vanilla"))
+    run = read_run(tmp_path)
+    assert list(run.generations["question_id"]) == [0, 1]
+    assert len(run.steps) == 24, "the steps of the torn generation must not be counted twice"
+
+
+def test_a_line_that_lacks_only_its_newline_is_kept(tmp_path):
+    killed_run(tmp_path, generations=1)
+    path = tmp_path / "generations.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    with RunWriter.resume(tmp_path, make_manifest()) as writer:
+        writer.append(make_generation("vanilla", 5), [])
+    assert list(read_run(tmp_path).generations["question_id"]) == [0, 5]
+
+
+def test_a_torn_line_in_the_journal_is_dropped(tmp_path):
+    killed_run(tmp_path)
+    append_bytes(tmp_path / "steps.jsonl", b'{"method": "vanilla", "question_id": 2, "tu')
+    assert len(read_run(tmp_path).steps) == 24
+    RunWriter.resume(tmp_path, make_manifest()).close("complete")
+    assert len(read_run(tmp_path).steps) == 24
+
+
+def test_steps_whose_generation_never_got_its_line_are_dropped(tmp_path):
+    killed_run(tmp_path)
+    path = tmp_path / "generations.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])  # killed between the two
+    assert set(read_run(tmp_path).steps["question_id"]) == {0}
+    with RunWriter.resume(tmp_path, make_manifest()):
+        pass
+    assert set(read_run(tmp_path).steps["question_id"]) == {0}
+
+
+def test_a_kill_between_parquet_and_the_journals_removal_counts_steps_once(tmp_path):
+    killed_run(tmp_path)
+    journal = (tmp_path / "steps.jsonl").read_bytes()
+    RunWriter.resume(tmp_path, make_manifest()).close("interrupted")
+    (tmp_path / "steps.jsonl").write_bytes(journal)
+    assert len(read_run(tmp_path).steps) == 24
+    RunWriter.resume(tmp_path, make_manifest()).close("complete")
+    assert len(read_run(tmp_path).steps) == 24
+
+
+def test_parquet_rows_of_a_lost_generation_are_dropped(tmp_path):
+    folder = make_run(tmp_path / "run", questions_per_task=1)
+    path = folder / "generations.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+    run = read_run(folder)
+    assert len(run.steps) == 12
+    assert run.judgements.empty, "the verdict on a lost generation says nothing"
+
+
+def test_a_malformed_line_with_others_after_it_is_named(tmp_path):
+    killed_run(tmp_path)
+    path = tmp_path / "generations.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"{broken\n" + lines[1])
+    with pytest.raises(UsageError, match=r"generations\.jsonl:2"):
+        read_run(tmp_path)
+    with pytest.raises(UsageError, match=r"generations\.jsonl:2"):
+        RunWriter.resume(tmp_path, make_manifest())
+
+
+def test_a_line_without_its_fields_is_named(tmp_path):
+    killed_run(tmp_path)
+    append_bytes(tmp_path / "generations.jsonl", b'{"method": "vanilla"}\n')
+    with pytest.raises(UsageError, match=r"generations\.jsonl:3: not a Generation"):
+        read_run(tmp_path)
+    append_bytes(tmp_path / "lossless.jsonl", b'{"verdict": "perhaps"}\n')
+    (tmp_path / "steps.jsonl").write_bytes(b'{"method": "vanilla"}\n')
+    path = tmp_path / "generations.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(UsageError, match=r"lossless\.jsonl:1: not a Judgement"):
+        read_run(tmp_path)
+    (tmp_path / "lossless.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"steps\.jsonl:1: no 'question_id'"):
+        read_run(tmp_path)
+
+
+# --- one writer, one run ---
+
+
+def test_create_refuses_a_folder_that_is_in_use(tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"--resume .* another --output"):
+        RunWriter.create(tmp_path, make_manifest())
+    with pytest.raises(UsageError, match="not empty"):
+        RunWriter.create(tmp_path / "note.txt", make_manifest())
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
+    pytest.importorskip("fcntl")
+    with RunWriter.create(tmp_path / "run", make_manifest()) as first:
+        with pytest.raises(UsageError, match="another process"):
+            RunWriter.resume(tmp_path / "run", make_manifest())
+        first.append(make_generation(), [])  # and the first is none the worse
+    RunWriter.resume(tmp_path / "run", make_manifest()).close("complete")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "llama"}, "model is 'smollm2-135m' there and 'llama' now"),
+        ({"questions": "spec-bench"}, "questions is"),
+        ({"hashes": {"questions": "aa", "model": "cc"}}, "hashes.model is 'bb' there and 'cc' now"),
+        ({"settings": {"seed": 1}}, "settings.seed is 0 there and 1 now"),
+        (
+            {
+                "methods": {
+                    "vanilla": MethodRecord(options={}),
+                    "kangaroo": MethodRecord(options={"threshold": 0.7, "exit_layer": 4}),
+                }
+            },
+            "methods.kangaroo.options.threshold is 0.6 there and 0.7 now",
+        ),
+        ({"methods": {"vanilla": MethodRecord(options={})}}, "methods.kangaroo is"),
+    ],
+)
+def test_resume_names_the_first_field_that_differs(tmp_path, changes, message):
+    folder = make_run(tmp_path / "run")
+    with pytest.raises(UsageError) as caught:
+        RunWriter.resume(folder, replace(make_manifest(), **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value), "a usage error is one line"
+
+
+def test_resume_on_another_day_and_machine_goes_on(tmp_path):
+    folder = make_run(tmp_path / "run", status="interrupted")
+    later = make_manifest(created="2027-01-01", environment={"python": "3.13"}, command="again")
+    with RunWriter.resume(folder, later) as writer:
+        assert len(writer.finished) == 8
+        assert len(writer.judged) == 4
+    assert read_run(folder).manifest == make_manifest(status="complete")
+
+
+def test_errors_are_finished_too(tmp_path):
+    failed = make_generation(status=Status.ERROR, error="out of memory", new_tokens=0)
+    with RunWriter.create(tmp_path / "run", make_manifest()) as writer:
+        writer.append(failed, [])
+        assert failed.key in writer.finished
+    with RunWriter.resume(tmp_path / "run", make_manifest()) as writer:
+        assert writer.finished[failed.key] == failed
+
+
+def test_nothing_is_written_twice(tmp_path):
+    generation = make_generation()
+    with RunWriter.create(tmp_path / "run", make_manifest()) as writer:
+        writer.append(generation, [make_step()])
+        writer.judge(make_judgement(generation.key))
+        with pytest.raises(ValueError, match="already in"):
+            writer.append(generation, [])
+        with pytest.raises(ValueError, match="already judged"):
+            writer.judge(make_judgement(generation.key))
+
+
+def test_a_verdict_lost_with_its_generation_is_given_again(tmp_path):
+    generation = make_generation("kangaroo")
+    with RunWriter.create(tmp_path, make_manifest()) as writer:
+        writer.append(generation, [])
+        writer.judge(make_judgement(generation.key))
+    (tmp_path / "generations.jsonl").write_bytes(b"")
+    with RunWriter.resume(tmp_path, make_manifest()) as writer:
+        assert writer.judged == set()
+        writer.append(generation, [])
+        writer.judge(replace(make_judgement(generation.key), logit_gap=0.25))
+    judgements = read_run(tmp_path).judgements
+    assert list(judgements["logit_gap"]) == [0.25]
+    assert set(judgements.columns) == {field.name for field in fields(Judgement)}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_says_so_and_is_settled(tmp_path, error):
+    def interrupted() -> None:
+        with RunWriter.create(tmp_path / "run", make_manifest()) as writer:
+            writer.append(make_generation(), [make_step()])
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    run = read_run(tmp_path / "run")
+    assert run.manifest.status == "interrupted"
+    assert (run.folder / "steps.parquet").exists()
+    assert len(run.steps) == 1
+
+
+# --- unusable folders ---
+
+
+def test_a_newer_schema_is_refused(tmp_path):
+    folder = make_run(tmp_path / "run")
+    content = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(content | {"schema_version": 2, "new": 1}))
+    with pytest.raises(UsageError, match=r"schema version 2 is newer .* upgrade"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 1}', '{"a": 1}'])
+def test_a_malformed_manifest_is_refused(tmp_path, content):
+    folder = make_run(tmp_path / "run")
+    (folder / "run.json").write_text(content)
+    with pytest.raises(UsageError, match=r"run\.json: not a manifest"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("name", ["run.json", "generations.jsonl", "steps.parquet"])
+def test_a_missing_file_is_named(tmp_path, name):
+    folder = make_run(tmp_path / "run")
+    (folder / name).unlink()
+    with pytest.raises(UsageError, match=f"{name} is missing"):
+        read_run(folder)
+
+
+def test_a_missing_folder_and_a_broken_parquet_are_named(tmp_path):
+    with pytest.raises(UsageError, match="holds no run"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="holds no run"):
+        RunWriter.resume(tmp_path, make_manifest())
+    folder = make_run(tmp_path / "run")
+    (folder / "steps.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match=r"steps\.parquet: not readable"):
+        read_run(folder)
