@@ -1,3 +1,3 @@
-"""Benchmark harness for speculative decoding: one engine, one cache, one acceptance rule, one loop."""
+"""Benchmark harness for speculative decoding: one engine, cache, acceptance rule and loop."""
 
 __version__ = "0.1.0"

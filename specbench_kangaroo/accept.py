@@ -67,9 +67,7 @@ def _child_with_token(tree: TokenTree, tokens: list[int], row: int, token: int) 
     return next((child for child in tree.children(row) if tokens[child] == token), None)
 
 
-def _proposal(
-    token: int, like: Tensor, draft_probabilities: Tensor | None, child: int
-) -> Tensor:
+def _proposal(token: int, like: Tensor, draft_probabilities: Tensor | None, child: int) -> Tensor:
     if draft_probabilities is not None:
         return draft_probabilities[child - 1]
     return torch.zeros_like(like).index_fill_(0, torch.tensor(token, device=like.device), 1.0)

@@ -69,9 +69,7 @@ def attend(
     return mixed.view(1, n_queries, rows, size)
 
 
-def _rows_mask(
-    visible: Visibility, rows: int, slots: int, device: torch.device
-) -> Tensor | None:
+def _rows_mask(visible: Visibility, rows: int, slots: int, device: torch.device) -> Tensor | None:
     if not visible.causal:
         return visible.mask
     return torch.ones(rows, slots, dtype=torch.bool, device=device).tril()

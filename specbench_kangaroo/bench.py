@@ -7,54 +7,21 @@ run, the run folder's files, or any method by name but the baseline's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import torch
 
 from specbench_kangaroo.devices import environment
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Method, Options
+from specbench_kangaroo.method import Method, MethodOptions
 from specbench_kangaroo.models import LoadedModel, load_model
 from specbench_kangaroo.questions import QuestionSet, load_questions, select
 from specbench_kangaroo.records import BASELINE, Manifest, MethodRecord
 from specbench_kangaroo.registry import method_class, parse_options
+from specbench_kangaroo.request import Request, Settings
 from specbench_kangaroo.sampling import Sampling
-from specbench_kangaroo.schedule import Settings
 from specbench_kangaroo.target import Target
-
-BACKENDS = ("eager", "graph")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelChoice:
-    """Which target, and how it computes; None leaves the choice to the device."""
-
-    name: str
-    revision: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    backend: str = "eager"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuestionChoice:
-    """Which questions: a set, some of its tasks (all if none is named), so many of each."""
-
-    source: str = "builtin"
-    tasks: tuple[str, ...] = ()
-    limit: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A run as it was asked for; ``options`` are texts such as "kangaroo.threshold=0.6"."""
-
-    model: ModelChoice
-    questions: QuestionChoice
-    methods: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +84,7 @@ def sampling_of(settings: Settings) -> Sampling | None:
         raise UsageError(str(error)) from error
 
 
-def method_options(methods: Sequence[str], texts: Sequence[str]) -> dict[str, Options]:
+def method_options(methods: Sequence[str], texts: Sequence[str]) -> dict[str, MethodOptions]:
     """The options of the baseline and of ``methods``, each method once.
 
     Raises:

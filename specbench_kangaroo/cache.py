@@ -70,7 +70,7 @@ class KVCache:
             stored[:, :, target] = stored.index_select(2, source)
 
     def committed(self, layer: int) -> CachedLayer:
-        """The committed keys and values of a layer, each [1, n_kv, length, d]: views, not copies."""
+        """A layer's committed keys and values, each [1, n_kv, length, d]: views, not copies."""
         keys, values = self._keys[layer], self._values[layer]
         return CachedLayer(keys[:, :, : self.length], values[:, :, : self.length])
 

@@ -51,8 +51,8 @@ class CudaClock:
 
     def stamp(self) -> None:
         """See :class:`Clock`."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
         self._events.append(event)
 
     def read(self) -> list[float]:

@@ -26,7 +26,7 @@ class PromptTooLongError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When a generation ends: after ``max_new_tokens``, at an EOS token, or at the context's end."""
+    """When a generation ends: after ``max_new_tokens``, at EOS, or at the context's end."""
 
     max_new_tokens: int
     eos: frozenset[int]

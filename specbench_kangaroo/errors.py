@@ -21,6 +21,8 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     """``table[name]``, or a :class:`UsageError` such as "unknown task 'maths'; did you mean …"."""
     if name in table:
         return table[name]
-    close = difflib.get_close_matches(name, table, n=1)
+    close = difflib.get_close_matches(name, table, n=1) or [
+        key for key in table if key.startswith(name[:4])
+    ]
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UsageError(f"unknown {kind} {name!r}; {hint}there are: {', '.join(sorted(table))}")

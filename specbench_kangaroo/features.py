@@ -122,16 +122,17 @@ def collect(
             on_progress(done, len(flat))
     for array in arrays.values():
         array.flush()
-    meta = {
-        "model": model_name,
-        "model_sha256": model_sha256,
-        "exit_layers": list(exit_layers),
-        "lengths": lengths,
+    about = {"model": model_name, "model_sha256": model_sha256, "exit_layers": list(exit_layers)}
+    (folder / "meta.json").write_text(json.dumps(about | _spans(documents)))
+    return FeatureStore(folder)
+
+
+def _spans(documents: Sequence[Document]) -> dict[str, Any]:
+    return {
+        "lengths": [len(document.tokens) for document in documents],
         "prompt_lengths": [document.prompt_length for document in documents],
         "tasks": [document.task for document in documents],
     }
-    (folder / "meta.json").write_text(json.dumps(meta))
-    return FeatureStore(folder)
 
 
 def _layer_path(folder: Path, layer: int | str) -> Path:

@@ -88,9 +88,8 @@ def fit(
     hooks.on_stage("collecting features")
     store = features(loaded, corpus.documents, plan.features, trainee.exit_layer, hooks.on_features)
     lm_head = _lm_head(loaded)
-    eos = sorted(loaded.eos_token_ids)
-    head = trainee.head(_vocabulary(store, plan.draft_vocabulary, len(lm_head), always=eos))
-    hooks.on_stage("computing the target's predictions")
+    head = trainee.head(_vocabulary(store, loaded, plan.draft_vocabulary, len(lm_head)))
+    hooks.on_stage("training")  # begins with the target's predictions
     trainer = Trainer(head, store, lm_head, plan.settings, checkpoint=plan.checkpoint)
     about = {"method": method, "start": trainee.start, "text": [asdict(t) for t in corpus.texts]}
     output = _Output(plan, loaded, trainee, head, about)
@@ -100,7 +99,6 @@ def fit(
             output.write(trainer.state)
         hooks.on_validation(validation)
 
-    hooks.on_stage("training")
     state = trainer.run(Hooks(on_tokens=hooks.on_tokens, on_validation=on_validation))
     output.write(state)
     plan.checkpoint.unlink()
@@ -113,12 +111,12 @@ class _Output:
     loaded: LoadedModel
     trainee: Trainee
     head: DraftHead
-    about: Mapping[str, Any]
+    about: Mapping[str, Any]  # the part of the record that training does not change
 
     def write(self, state: TrainState) -> None:
         path = self.plan.output
-        made_with = {"package_version": __version__, "dtype": self.loaded.dtype}
-        record = {**state.record(self.plan.settings), **self.about, **made_with}
+        record = {**state.record(self.plan.settings), **self.about, "package_version": __version__}
+        record["dtype"] = self.loaded.dtype
         scratch = path.with_name(f"{path.name}.new")
         provenance = Provenance(self.loaded.name, self.loaded.sha256, record)
         self.trainee.save(scratch, self.head, provenance)
@@ -178,8 +176,10 @@ def _read(paths: Sequence[Path], tokenizer: Any) -> _Corpus:
     return _Corpus(tuple(documents), tuple(texts))
 
 
-def _vocabulary(store: FeatureStore, size: int, whole: int, *, always: Sequence[int]) -> Tensor:
-    return frequent_tokens(store, size, always=always) if 0 < size < whole else torch.arange(whole)
+def _vocabulary(store: FeatureStore, loaded: LoadedModel, size: int, whole: int) -> Tensor:
+    if 0 < size < whole:
+        return frequent_tokens(store, size, always=sorted(loaded.eos_token_ids))
+    return torch.arange(whole)
 
 
 def _prepare_output(plan: FitPlan) -> None:

@@ -6,22 +6,14 @@ Every method is: *propose a tree of tokens, let the target score it once, learn 
 The loop in :mod:`specbench_kangaroo.decode` owns prefill, verification, acceptance, EOS, the token
 budget, time and records, so a method has none of them.  A whole method::
 
-    class RepeatLastToken:
+    class RepeatLastToken(PlainMethod):
         '''Guess that the last token comes once more.'''
 
-        taps = ()
-        options = Options()
-
-        @classmethod
-        def load(cls, target, options): return cls()
-
-        def begin(self, session, prompt, output): pass
+        max_rows = 2
 
         def propose(self, root, budget):
             rows = [root] * (1 + min(1, budget))
             return Draft(TokenTree.chain(torch.tensor(rows)))
-
-        def observe(self, verdict): pass
 """
 
 from __future__ import annotations
@@ -102,7 +94,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class MethodOptions:
     """A method's options with their defaults: subclass it, one typed field an option.
 
     ``field(metadata={"help": …})`` is what ``specbench list methods`` shows.
@@ -110,7 +102,7 @@ class Options:
 
 
 def option(default: Any, description: str) -> Any:
-    """A field of an :class:`Options` class."""
+    """A field of an :class:`MethodOptions` class."""
     return field(default=default, metadata={"help": description})
 
 
@@ -120,16 +112,16 @@ class Method(Protocol):
     Attributes:
         taps: layers whose prompt hidden states ``begin`` needs in ``output.taps``.
         max_rows: the largest tree that ``propose`` returns, root included.
-        options: an :class:`Options` instance with every default filled in.
+        options: a :class:`MethodOptions` instance with every default filled in.
         weights: hash and training record of the draft's weights; empty without any.
         lossy: True if outputs may differ from the target's own; shown wherever a figure is.
     """
 
-    Options: ClassVar[type[Options]]
+    Options: ClassVar[type[MethodOptions]]
     lossy: ClassVar[bool]
     taps: tuple[int, ...]
     max_rows: int
-    options: Options
+    options: MethodOptions
     weights: Mapping[str, Any]
 
     @classmethod
@@ -169,3 +161,38 @@ class Method(Protocol):
     def observe(self, verdict: Verdict) -> None:
         """Learn which rows were accepted, and from the target's output."""
         ...
+
+
+class PlainMethod:
+    """What most methods share: no options, no weights, no prompt states; subclass it or not."""
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    lossy: ClassVar[bool] = False
+    taps: tuple[int, ...] = ()
+    max_rows: int = 1
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.weights: Mapping[str, Any] = {}
+
+    @classmethod
+    def load(cls, target: Target, options: Any) -> Self:
+        """See :class:`Method`."""
+        del target
+        return cls(options)
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Path) -> Sequence[Any]:
+        """See :class:`Method`."""
+        del target, folder
+        return [cls.Options()]
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        """See :class:`Method`."""
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """See :class:`Method`."""
+        raise NotImplementedError
+
+    def observe(self, verdict: Verdict) -> None:
+        """See :class:`Method`."""

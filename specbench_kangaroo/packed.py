@@ -4,9 +4,9 @@ Knows: weights and torch's CPU kernels.  Does not know: models.
 
 On a CPU a float32 product of 1..16 rows by a weight matrix is bound by reading the weights, so 8
 rows should cost what one costs.  The BLAS kernels behind ``torch.nn.functional.linear`` are far
-from that (on two cores of a 2023 server 8 rows took 1.4 times one row, and 3 rows 2.3 times); oneDNN's
-kernels over blocked weights reach it and read one row twice as fast.  All methods and the vanilla
-baseline run on the same products, so none is flattered.
+from that (on two cores of a 2023 server 8 rows took 1.4 times one row, and 3 rows 2.3 times);
+oneDNN's kernels over blocked weights reach it and read one row twice as fast.  All methods and the
+vanilla baseline run on the same products, so none is flattered.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def can_prepack(device: str, dtype: torch.dtype) -> bool:
     These operators are the ones that torch's own compiler emits; as they are not public, a small
     product is compared once instead of trusting their names.
     """
-    if device != "cpu" or dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device != "cpu" or dtype != torch.float32 or not onednn:
         return False
     rows = torch.linspace(-1, 1, 3 * 64).view(3, 64)
     weight = torch.linspace(-1, 1, 32 * 64).cos().view(32, 64)

@@ -98,6 +98,7 @@ class Generation:
 
     @property
     def key(self) -> GenerationKey:
+        """Which generation this is about."""
         return GenerationKey(self.method, self.question_id, self.turn, self.repeat)
 
 
@@ -119,6 +120,7 @@ class Judgement:
 
     @property
     def key(self) -> GenerationKey:
+        """Which generation this is about."""
         return GenerationKey(self.method, self.question_id, self.turn, self.repeat)
 
 

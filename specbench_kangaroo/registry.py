@@ -20,7 +20,7 @@ from typing import Any, cast
 from specbench_kangaroo.errors import UsageError, look_up
 
 if typing.TYPE_CHECKING:
-    from specbench_kangaroo.method import Method, Options
+    from specbench_kangaroo.method import Method, MethodOptions
 
 ENTRY_POINTS = "specbench_kangaroo.methods"
 _BUILT_IN = "specbench_methods"
@@ -41,7 +41,7 @@ def method_class(name: str) -> type[Method]:
     return look_up("method", name, _loaders())()
 
 
-def parse_options(name: str, given: Mapping[str, str]) -> Options:
+def parse_options(name: str, given: Mapping[str, str]) -> MethodOptions:
     """A method's options from ``key=value`` texts, typed as its ``Options`` class declares them.
 
     Raises:

@@ -16,18 +16,6 @@ from specbench_kangaroo.questions import Question
 from specbench_kangaroo.records import GenerationKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What holds for every method of a run alike."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0  # 0 is greedy
-    top_p: float = 1.0
-    seed: int = 0
-    repeats: int = 1
-    warmup: int = 1  # prompts that every method answers before anything is measured
-
-
 @dataclass(frozen=True, slots=True)
 class Round:
     """One prompt that every method answers, in this order, before the next prompt comes."""

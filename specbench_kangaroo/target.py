@@ -83,7 +83,9 @@ class Target:
         self._windows = _windows(model.config, self.n_layers)
         self.rope = Rope(model.model.rotary_emb, model.config, self._embedding.weight[:1])
         self._head = Linear(self.lm_head)
-        self._layer_weights = [sum(p.numel() for p in m.parameters()) for m in model.model.layers]
+        self._layer_weights: list[int] = [
+            sum(p.numel() for p in m.parameters()) for m in model.model.layers
+        ]
         with torch.inference_mode():
             self._layers = self._build()
 
@@ -190,7 +192,7 @@ class Target:
     def weight_share(self, first_layer: int) -> float:
         """The share of a pass's weight bytes that layers ``first_layer ..`` and the head read."""
         remaining = sum(self._layer_weights[first_layer:]) + self.lm_head.numel()
-        return remaining / (sum(self._layer_weights) + self.lm_head.numel())
+        return float(remaining) / (sum(self._layer_weights) + self.lm_head.numel())
 
     def _visible(
         self, parents: tuple[int, ...], length: int, first: int, window: int | None

@@ -134,12 +134,15 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self._device)
         for group in self._optimiser.param_groups:
-            group["lr"] = self._settings.learning_rate_at(self.state.tokens_seen)
+            group["lr"] = self._learning_rate()
         loss = soft_cross_entropy(self._head.logits(batch.hidden, batch.rows), batch)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._head.module.parameters(), _CLIP_NORM)
         self._optimiser.step()
+
+    def _learning_rate(self) -> float:
+        return self._settings.learning_rate_at(self.state.tokens_seen)
 
     @torch.no_grad()
     def _validate(self, hooks: Hooks) -> None:

@@ -64,7 +64,7 @@ class TokenTree:
 
 
 def chain_parents(rows: int) -> tuple[int, ...]:
-    """The parents of a chain: -1, 0, 1, …"""
+    """The parents of a chain: -1, 0, 1 and so on."""
     return tuple(range(-1, rows - 1))
 
 

@@ -17,9 +17,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from specbench_kangaroo import method
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, Resume, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, Session, Verdict, option
 from specbench_kangaroo.packed import Linear
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
@@ -34,7 +33,7 @@ from specbench_methods.parts.kangaroo_training import KangarooTrainee
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KangarooOptions(method.Options):
+class KangarooOptions(MethodOptions):
     """Named as in the paper where it has a name."""
 
     exit_layer: int | None = option(None, "first early exit; default: the adapter's own")
@@ -48,7 +47,7 @@ class KangarooOptions(method.Options):
 class Kangaroo:
     """Early-exit drafting with a trained adapter, verified by the remaining layers."""
 
-    Options: ClassVar[type[method.Options]] = KangarooOptions
+    Options: ClassVar[type[MethodOptions]] = KangarooOptions
     lossy: ClassVar[bool] = False
 
     def __init__(self, target: Target, options: KangarooOptions, loaded: LoadedAdapter) -> None:
@@ -154,7 +153,7 @@ class Kangaroo:
         growth.add(tokens.tolist(), parents.tolist(), best.values.tolist())
 
     def _whole(self, logits: Tensor) -> Tensor:
-        """Draft logits (V',) over the target's vocabulary (V,): what is not drafted has no chance."""
+        """Draft logits (V',) over the target's vocabulary (V,); undrafted tokens have no chance."""
         if self._vocabulary is None:
             return logits
         whole = logits.new_full((self._target.vocab_size,), float("-inf"))

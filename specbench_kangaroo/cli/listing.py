@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.method import Options
+    from specbench_kangaroo.method import MethodOptions
     from specbench_kangaroo.questions import Question
 
 _LINE = 80
@@ -88,7 +88,7 @@ def questions(
     typer.echo(", ".join(f"{count} {task}" for task, count in counts.items()))
 
 
-def _option_table(method: str, options: type[Options]) -> Table:
+def _option_table(method: str, options: type[MethodOptions]) -> Table:
     hints = typing.get_type_hints(options)
     table = Table.grid(padding=(0, 2))
     for field in fields(options):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +17,13 @@ import typer
 
 from specbench_kangaroo.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.cli import options as flags
+from specbench_kangaroo.cli.run_progress import run_progress
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.schedule import Settings
+from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.bench import Bench, Request
-    from specbench_kangaroo.records import Generation
-    from specbench_kangaroo.store import Run, RunWriter
+    from specbench_kangaroo.bench import Bench
+    from specbench_kangaroo.store import Run
 
 RESULTS = Path("results")
 SUMMARY = "summary.json"
@@ -59,12 +58,6 @@ def run(  # noqa: PLR0913 (one parameter a flag)
 
     Vanilla always runs beside them.  Exit status 1: a method changed a greedy output.
     """
-    from specbench_kangaroo.bench import (  # noqa: PLC0415
-        ModelChoice,
-        QuestionChoice,
-        Request,
-    )
-
     request = Request(
         model=ModelChoice(
             name=model, revision=revision, dtype=dtype, device=device, backend=backend
@@ -72,14 +65,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
         questions=QuestionChoice(source=questions, tasks=tuple(task or ()), limit=limit),
         methods=tuple(method or ()),
         options=tuple(option or ()),
-        settings=Settings(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            repeats=repeats,
-            warmup=warmup,
-        ),
+        settings=Settings(**{item.name: context.params[item.name] for item in fields(Settings)}),
     )
     raise typer.Exit(_benchmark(request, str(context.obj), output, resume=resume))
 
@@ -87,7 +73,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
 def _benchmark(request: Request, command: str, output: Path | None, *, resume: bool) -> int:
     """Run and show a benchmark; returns the exit status."""
     from specbench_kangaroo.bench import manifest, open_bench  # noqa: PLC0415
-    from specbench_kangaroo.runner import execute  # noqa: PLC0415
+    from specbench_kangaroo.runner import execute, generation_count  # noqa: PLC0415
     from specbench_kangaroo.store import RunWriter, read_run  # noqa: PLC0415
 
     if resume and output is None:
@@ -98,7 +84,8 @@ def _benchmark(request: Request, command: str, output: Path | None, *, resume: b
     writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
     _say(_announcement(bench))
     try:
-        with writer, _progress(bench, writer) as on_finished:
+        total = generation_count(bench)
+        with writer, run_progress(total, done=len(writer.finished)) as on_finished:
             execute(bench, writer, on_finished=on_finished)
     except KeyboardInterrupt:
         _say(f"interrupted: {len(writer.finished)} generations are in {folder}; go on with")
@@ -115,52 +102,13 @@ def _announcement(bench: Bench) -> str:
     import torch  # noqa: PLC0415
 
     loaded, count = bench.loaded, len(bench.questions.questions)
-    threads = f", {torch.get_num_threads()} threads" if loaded.device == "cpu" else ""
+    threads = f" with {_counted(torch.get_num_threads(), 'thread')}"
     return (
-        f"{loaded.name}, {loaded.dtype} on {loaded.device}{threads}; "
-        f"{count} question{'s' * (count != 1)} of {bench.questions.name}; "
+        f"{loaded.name}, {loaded.dtype} on {loaded.device}"
+        f"{threads if loaded.device == 'cpu' else ''}; "
+        f"{_counted(count, 'question')} of {bench.questions.name}; "
         f"{', '.join(bench.methods)}"
     )
-
-
-@contextmanager
-def _progress(bench: Bench, writer: RunWriter) -> Iterator[Callable[[Generation], None]]:
-    """A bar on standard error, drawn by hand between generations and by no thread within them."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from specbench_kangaroo.runner import generation_count  # noqa: PLC0415
-
-    progress = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=Console(stderr=True),
-        auto_refresh=False,
-        transient=True,
-    )
-    with progress:
-        bar = progress.add_task(
-            "warming up", total=generation_count(bench), completed=len(writer.finished)
-        )
-        progress.refresh()
-
-        def on_finished(generation: Generation) -> None:
-            place = f"{generation.task} {generation.question_id}"
-            progress.update(bar, advance=1, description=f"{place}, {generation.method}")
-            progress.refresh()
-
-        yield on_finished
 
 
 def _conclude(run_: Run) -> int:
@@ -213,6 +161,10 @@ def _resuming(command: str, folder: Path) -> str:
     if not any(re.match("--output(=|$)", word) for word in words):
         words += ["--output", str(folder)]
     return shlex.join(words)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _say(line: str) -> None:

@@ -18,6 +18,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 from specbench_kangaroo.catalogue import DEFAULT_MODEL
+from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision
 from specbench_kangaroo.cli.training_progress import progress_bar
 from specbench_kangaroo.folders import stderr_console
 
@@ -28,10 +29,6 @@ Answers = Annotated[Path, Option("--output", help="JSON lines; what it has is no
 Text = Annotated[list[Path], Option("--text", help="Made by specbench distil; repeatable.")]
 Features = Annotated[Path, Option("--features", help="Folder for the target's hidden states.")]
 Weights = Annotated[Path, Option("--output", help="The file of weights.")]
-Model = Annotated[str, Option("--model", help="Registry name, local folder or hub id.")]
-Revision = Annotated[str | None, Option("--revision", help="Branch, tag or commit of a hub id.")]
-DType = Annotated[str | None, Option("--dtype", help="Of the target; default: the device's.")]
-Device = Annotated[str | None, Option("--device", help="Default: cuda where there is one.")]
 NewTokens = Annotated[int, Option("--max-new-tokens", min=1)]
 PromptTokens = Annotated[int, Option("--max-prompt-tokens", min=1, help="Longer: left out.")]
 BatchSize = Annotated[int, Option("--batch", min=1, help="Prompts answered at once.")]
@@ -45,6 +42,7 @@ BatchTokens = Annotated[int, Option("--batch-tokens", min=1, help="Answer tokens
 Rate = Annotated[float, Option("--learning-rate", min=0)]
 Every = Annotated[int, Option("--validate-every", min=1, help="Answer tokens.")]
 Patience = Annotated[int, Option("--patience", min=1, help="Validations without a gain.")]
+TargetDtype = Annotated[str, Option("--dtype", help="Of the target; the head is float32.")]
 Resume = Annotated[bool, Option("--resume", help="Go on from OUTPUT.checkpoint.")]
 
 
@@ -61,17 +59,17 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     limit: Limit = None,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
-    dtype: DType = None,
+    dtype: Dtype = None,
     device: Device = None,
 ) -> None:
     """Let the target answer prompts: the text that its draft heads learn from."""
-    from specbench_kangaroo import distil as distillation  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo import distil as distilling  # noqa: PLC0415 (imports torch)
     from specbench_kangaroo.models import load_model  # noqa: PLC0415
 
-    settings = distillation.DistilSettings(**_by_name(context, distillation.DistilSettings))
+    settings = distilling.DistilSettings(**_by_name(context, distilling.DistilSettings))
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
     with progress_bar("prompts") as bar:
-        done = distillation.distil(loaded, prompts, output, settings, on_progress=bar.advance_to)
+        done = distilling.distil(loaded, prompts, output, settings, on_progress=bar.advance_to)
     stderr_console().print(
         f"{done.answered} prompts answered, {done.found} were in {output}, {done.too_long} left "
         f"out: over {max_prompt_tokens} tokens"
@@ -115,7 +113,7 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     validate_every: Every = 500_000,
     patience: Patience = 6,
     seed: Seed = 0,
-    dtype: DType = "float32",
+    dtype: TargetDtype = "float32",
     device: Device = None,
     resume: Resume = False,
 ) -> None:

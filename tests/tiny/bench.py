@@ -5,20 +5,22 @@ A stub drafts what its name says: it is shown vanilla's answer to the prompt and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench_kangaroo import method
-from specbench_kangaroo.bench import Bench, ModelChoice, QuestionChoice, Request, sampling_of
+from specbench_kangaroo.bench import Bench, sampling_of
 from specbench_kangaroo.method import Draft, Method, Session, Verdict
 from specbench_kangaroo.models import LoadedModel
 from specbench_kangaroo.questions import Question, QuestionSet
-from specbench_kangaroo.schedule import Settings
+from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import TokenTree
 from specbench_methods.vanilla import Vanilla
@@ -31,10 +33,22 @@ TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] + ' ' + m['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'a' }}{% endif %}"
 )
+SAVED: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
 QUESTIONS = (
     Question(1, "writing", ("w5 w9 w14 w7", "w8 w8")),
     Question(2, "qa", ("w11 w6",)),
-    Question(3, "rag", ("w7 w13 w12 w20 w19",)),
+    Question(3, "rag", ("w13 w7 w12 w20 w19",)),
 )
 TOO_LONG = Question(9, "qa", (" ".join(["w6"] * CONTEXT), "w7"))
 
@@ -47,29 +61,47 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def save_model(folder: Path) -> Path:
+    """A tiny model with its tokenizer as a folder for --model."""
+    torch.manual_seed(3)
+    LlamaForCausalLM(LlamaConfig(**SAVED)).save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def save_questions(path: Path, *, count: int = 1) -> Path:
+    """Conversations of two turns in the words of the tiny tokenizer."""
+    lines = [
+        {"question_id": i, "category": "writing", "turns": [f"w{5 + i % 19} w7", "w8"]}
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 class Stub:
     """Drafts ``depth`` tokens: the target's own greedy continuation, wrong from ``right`` on."""
 
-    Options: ClassVar[type[method.Options]] = method.Options
+    Options: ClassVar[type[method.MethodOptions]] = method.MethodOptions
     lossy: ClassVar[bool] = False
     taps: tuple[int, ...] = ()
     weights: Mapping[str, Any] = {}
 
     def __init__(self, model: Target, *, depth: int = 3, right: int = 3) -> None:
-        self.options = method.Options()
+        self.options = method.MethodOptions()
         self.max_rows = 1 + depth
         self.prompts: list[tuple[int, ...]] = []  # every prompt that it was given
         self._model, self._depth, self._right = model, depth, right
 
     @classmethod
-    def load(cls, target: Target, options: method.Options) -> Self:
+    def load(cls, target: Target, options: method.MethodOptions) -> Self:
         del options
         return cls(target)
 
     @classmethod
-    def example_options(cls, target: Target, folder: Any) -> list[method.Options]:
+    def example_options(cls, target: Target, folder: Any) -> list[method.MethodOptions]:
         del target, folder
-        return [method.Options()]
+        return [method.MethodOptions()]
 
     def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
         del session, output
@@ -91,16 +123,16 @@ class Stub:
 
 
 class Raises(Stub):
-    """Fails on every prompt that holds the word w13."""
+    """Fails on every conversation that begins with the word w13."""
 
     def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
-        if WORDS.index("w13") in prompt.tolist():
+        if prompt[1] == WORDS.index("w13"):
             raise RuntimeError("w13 is bad luck")
         super().begin(session, prompt, output)
 
 
 class Cheats(Stub):
-    """Changes the target's logits of the root, which it could only do through a bug of ours."""
+    """Lets the target score another root than the last token, so that its outputs go astray."""
 
     def propose(self, root: int, budget: int) -> Draft:
         return super().propose((root + 1) % VOCABULARY, budget)
@@ -145,6 +177,6 @@ def make_bench(
         loaded=loaded,
         target=model,
         questions=QuestionSet("three", "11", tuple(questions)),
-        methods={"vanilla": Vanilla(method.Options()), **(methods or {})},
+        methods={"vanilla": Vanilla(method.MethodOptions()), **(methods or {})},
         sampling=sampling_of(wanted),
     )

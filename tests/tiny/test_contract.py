@@ -46,7 +46,7 @@ def generate(
 
 @torch.inference_mode()
 def plain_greedy(model: Target, prompt: Sequence[int], new: int) -> list[int]:
-    """Greedy decoding without cache, loop or engine: the model's own forward pass, token by token."""
+    """Greedy decoding without loop or draft: a fresh prefill for every token."""
     ids = list(prompt)
     for _ in range(new):
         cache = model.new_cache(len(ids))

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from specbench_kangaroo import distil as module
-from specbench_kangaroo.distil import DistilSettings, Distilled, distil
+from specbench_kangaroo.distil import Distilled, DistilSettings, distil
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.models import LoadedModel
 from specbench_kangaroo.texts import read_documents, read_prompts
@@ -34,7 +34,7 @@ class Words:
 
 def load(family: str = "llama-gqa-tied") -> LoadedModel:
     model: Any = random_model(family)
-    return LoadedModel("tiny", model, Words(), "float64", "cpu", "00", None, EOS, CONTEXT)  # type: ignore[arg-type]
+    return LoadedModel("tiny", model, Words(), "float64", "cpu", "00", None, EOS, CONTEXT)
 
 
 @pytest.fixture

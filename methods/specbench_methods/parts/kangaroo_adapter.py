@@ -192,7 +192,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AdapterInfo]:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
     if "kangaroo" not in metadata:
-        raise UsageError(f"{path} has no 'kangaroo' metadata: write it with specbench train kangaroo")
+        raise UsageError(
+            f"{path} has no 'kangaroo' metadata: write it with specbench train kangaroo"
+        )
     fields = json.loads(metadata["kangaroo"])
     vocabulary = fields.pop("draft_vocabulary", None)
     return tensors, AdapterInfo(

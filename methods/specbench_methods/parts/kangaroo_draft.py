@@ -79,7 +79,9 @@ class AdapterRunner:
         self._shape = loaded.adapter.shape
         self._target = target
         base = loaded.info.rope_base
-        self._rope = target.rope if base is None else _plain_rope(target, base, self._shape.head_dim)
+        self._rope = (
+            target.rope if base is None else _plain_rope(target, base, self._shape.head_dim)
+        )
 
     def begin(self, states: Tensor, capacity: int) -> None:
         """Start with a prompt's exit-layer states (P, H)."""

@@ -1,0 +1,233 @@
+"""Training a draft head: what it reads, what it aims at, and that a kill changes nothing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.features import FINAL, Document, FeatureStore, collect
+from specbench_kangaroo.teacher import Batch, Teacher, frequent_tokens
+from specbench_kangaroo.train import Hooks, Trainer, soft_cross_entropy
+from specbench_kangaroo.trainable import trainable
+from specbench_kangaroo.training_state import TrainSettings
+
+from .models import VOCABULARY, random_model
+
+EOS = 2
+SETTINGS = TrainSettings(
+    max_tokens=9000,
+    batch_tokens=150,
+    learning_rate=1e-2,
+    validation_share=0.2,
+    validate_every=1000,
+    patience=100,
+)
+
+
+def counting(count: int) -> list[Document]:
+    """Documents of many lengths that count upwards."""
+    documents = []
+    for index in range(count):
+        prompt, answer = 2 + index % 3, 9 + index % 4
+        tokens = [4 + (index * 3 + step) % 20 for step in range(prompt + answer)]
+        documents.append(Document((*tokens, EOS), prompt, "qa"))
+    return documents
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_model("llama-gqa-tied", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def store(model: Any, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    folder = tmp_path_factory.mktemp("features")
+    return collect(model, counting(40), folder, model_name="tiny", exit_layers=[1, 2])
+
+
+@pytest.fixture(scope="module")
+def lm_head(model: Any) -> Tensor:
+    weight: Tensor = model.lm_head.weight
+    return weight.detach()
+
+
+def everything(teacher: Teacher, store: FeatureStore, *, seed: int | None = None) -> list[Batch]:
+    documents = range(len(store.spans))
+    return list(teacher.batches(documents, 2, answer_tokens=60, seed=seed))
+
+
+@torch.inference_mode()
+def test_features_are_the_models_hidden_states(model: Any, store: FeatureStore) -> None:
+    for document, (start, end) in zip(counting(40), store.spans, strict=True):
+        assert store.tokens[start:end].tolist() == list(document.tokens)
+        states = model.model(torch.tensor([document.tokens]), output_hidden_states=True)
+        wanted: dict[int | str, Tensor] = {1: states.hidden_states[1], FINAL: states[0]}
+        for layer, expected in wanted.items():
+            found = store.hidden(layer)[start:end].astype(np.float32)
+            # float16 keeps eleven bits; padding would show as a far larger error.
+            np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-3, atol=1e-3)
+    assert store.holds(counting(40))
+    assert not store.holds(counting(39))
+    with pytest.raises(KeyError, match=r"there are \(1, 2\)"):
+        store.hidden(3)
+
+
+def test_a_document_has_a_prompt_and_an_answer() -> None:
+    for prompt_length in (0, 3):
+        with pytest.raises(ValueError, match="needs a prompt and an answer"):
+            Document((5, 6, 7), prompt_length, "qa")
+
+
+def test_the_loss_is_on_predictions_of_answer_tokens_alone(
+    store: FeatureStore, lm_head: Tensor
+) -> None:
+    teacher = Teacher(store, lm_head, torch.arange(VOCABULARY), top_k=4)
+    for index, document in enumerate(counting(40)):
+        (batch,) = teacher.batches([index], 2, answer_tokens=60, seed=None)
+        first, last = document.prompt_length - 1, len(document.tokens) - 2
+        assert batch.rows.tolist() == list(range(first, last + 1)), (
+            "the loss begins where the first answer token is predicted and ends before EOS's own "
+            "position, whose next token nobody knows"
+        )
+        assert batch.labels.tolist() == list(document.tokens[first + 1 : last + 2])
+        states = torch.from_numpy(store.hidden(2)[slice(*store.spans[index])].astype(np.float32))
+        assert torch.equal(batch.hidden[0], states), "the adapter must see the prompt from BOS on"
+
+
+def test_the_teacher_is_the_target_within_the_draft_vocabulary(
+    store: FeatureStore, lm_head: Tensor
+) -> None:
+    vocabulary = torch.tensor([EOS, 4, 5, 6, 9, 13, 20])
+    teacher = Teacher(store, lm_head, vocabulary, top_k=64)  # more than there are
+    (batch,) = teacher.batches([3], 2, answer_tokens=60, seed=None)
+    start, end = store.spans[3]
+    final = torch.from_numpy(store.hidden(FINAL)[start:end].astype(np.float32))
+    expected = (final[batch.rows] @ lm_head[vocabulary].T).softmax(-1)  # (M, V')
+    found = torch.zeros_like(expected).scatter(1, batch.teacher_ids, batch.teacher_probabilities)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    for label, row in zip(batch.labels.tolist(), batch.rows.tolist(), strict=True):
+        token = int(store.tokens[start + row + 1])
+        assert label == (vocabulary.tolist().index(token) if token in vocabulary else -1)
+
+
+def test_an_epoch_holds_every_document_once(store: FeatureStore, lm_head: Tensor) -> None:
+    teacher = Teacher(store, lm_head, torch.arange(VOCABULARY), top_k=4)
+    expected = sorted(document.tokens[document.prompt_length :] for document in counting(40))
+    orders = []
+    for seed in (None, 1, 1, 2):
+        order = []
+        for batch in everything(teacher, store, seed=seed):
+            longest = batch.hidden.shape[1]
+            for row in range(len(batch.hidden)):
+                order.append(tuple(batch.labels[batch.rows // longest == row].tolist()))
+        assert sorted(order) == expected, f"seed {seed} lost or repeated an answer"
+        orders.append(order)
+    assert orders[1] == orders[2], "a resumed epoch must bring the same batches"
+    assert orders[1] != orders[3], "every epoch should bring other batches"
+
+
+def test_padding_does_not_reach_the_predictions(
+    model: Any, store: FeatureStore, lm_head: Tensor
+) -> None:
+    head = trainable("kangaroo").trainee(model, exit_layer=2).head(torch.arange(VOCABULARY))
+    teacher = Teacher(store, lm_head, head.vocabulary, top_k=4)
+    (together,) = teacher.batches([0, 1, 2, 3], 2, answer_tokens=1000, seed=None)
+    alone = [
+        next(teacher.batches([index], 2, answer_tokens=1, seed=None))
+        for index in sorted(range(4), key=lambda i: store.spans[i][1] - store.spans[i][0])
+    ]
+    with torch.no_grad():
+        found = head.logits(together.hidden, together.rows)
+        expected = torch.cat([head.logits(batch.hidden, batch.rows) for batch in alone])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_soft_cross_entropy_is_the_sum_over_tokens() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64)
+    ids = torch.stack([torch.randperm(7)[:3] for _ in range(5)])
+    probabilities = torch.rand(5, 3, dtype=torch.float64).softmax(-1)
+    batch = Batch(torch.zeros(1, 5, 1), torch.arange(5), ids, probabilities, torch.zeros(5))
+    total = 0.0
+    for row in range(5):
+        for token, p in zip(ids[row].tolist(), probabilities[row].tolist(), strict=True):
+            total -= p * float(logits[row].softmax(-1)[token].log())
+    assert abs(float(soft_cross_entropy(logits, batch)) - total / 5) < 1e-12
+
+
+def test_frequent_tokens_are_the_answers_own(store: FeatureStore) -> None:
+    answers = [t for d in counting(40) for t in d.tokens[d.prompt_length :]]
+    by_count = sorted(set(answers) - {23}, key=lambda token: (-answers.count(token), token))
+    expected = sorted([*by_count[:7], 23])
+    assert frequent_tokens(store, 8, always=[23]).tolist() == expected
+    whole = frequent_tokens(store, VOCABULARY, always=[EOS])
+    assert whole.tolist() == list(range(VOCABULARY)), "ids beyond the LM head, or one twice"
+
+
+class Follower:
+    """A head that can learn what follows a token, to be trained without a method."""
+
+    def __init__(self, lm_head: Tensor) -> None:
+        torch.manual_seed(1)
+        self.module: torch.nn.Module = torch.nn.Linear(lm_head.shape[1], VOCABULARY)
+        self.exit_layer: int | str = 1
+        self.vocabulary = torch.arange(VOCABULARY)
+
+    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        predicted: Tensor = self.module(hidden.flatten(0, 1)[rows])
+        return predicted
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_stopped(
+    store: FeatureStore, lm_head: Tensor, tmp_path: Path
+) -> None:
+    whole = Follower(lm_head)
+    state = Trainer(whole, store, lm_head, SETTINGS).run()
+    assert len(state.validations) > 5
+
+    class KilledError(Exception):
+        pass
+
+    def kill_at(tokens: int) -> Callable[[int], None]:
+        def check(seen: int) -> None:
+            if seen >= tokens:
+                raise KilledError
+
+        return check
+
+    checkpoint = tmp_path / "x.checkpoint"
+    for tokens in (1700, 4300):  # in the middle of an epoch, and long after a validation
+        trainer = Trainer(Follower(lm_head), store, lm_head, SETTINGS, checkpoint=checkpoint)
+        with pytest.raises(KilledError):
+            trainer.run(Hooks(on_tokens=kill_at(tokens)))
+    resumed = Follower(lm_head)
+    trainer = Trainer(resumed, store, lm_head, SETTINGS, checkpoint=checkpoint)
+    assert 3000 < trainer.state.tokens_seen < 4300, "it must begin at the last validation"
+    again = trainer.run()
+    assert again.validations == state.validations, "the resumed training went another way"
+    for key, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, resumed.module.state_dict()[key]), f"{key} differs"
+
+    other = replace(SETTINGS, seed=5)
+    with pytest.raises(UsageError, match="seed = 0, not 5"):
+        Trainer(Follower(lm_head), store, lm_head, other, checkpoint=checkpoint)
+
+
+def test_it_stops_when_nothing_gets_better(store: FeatureStore, lm_head: Tensor) -> None:
+    settings = replace(SETTINGS, learning_rate=0.0, patience=2, validate_every=500)
+    state = Trainer(Follower(lm_head), store, lm_head, settings).run()
+    assert len(state.validations) == 3, "patience is the number of validations without a gain"
+    assert state.best is state.validations[0], "of equal validations the first is the best"
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    settings = TrainSettings(max_tokens=1000, learning_rate=1.0, warmup_share=0.1)
+    rates = [settings.learning_rate_at(seen) for seen in (0, 50, 100, 500, 1000, 2000)]
+    assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0
+    assert rates[4] == rates[5] == pytest.approx(settings.final_rate_share)

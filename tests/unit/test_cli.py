@@ -1,0 +1,189 @@
+"""The command line as a person meets it: help, listings, reports, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specbench_kangaroo.cli.main import main
+from specbench_kangaroo.cli.run import _resuming
+from tests.unit.runs import make_run
+
+COMMANDS = ("run", "report", "plot", "list", "doctor", "distil", "train")
+
+
+def call(*arguments: str | Path) -> int:
+    """The exit status of a command line."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line on standard error with which a command line is refused."""
+    status = call(*arguments)
+    shown = capsys.readouterr()
+    assert status == 2, f"unusable input must exit with 2: {shown}"
+    assert shown.err.startswith("error: "), shown.err
+    assert shown.err.count("\n") == 1, f"an error is one line: {shown.err}"
+    assert not shown.out
+    return shown.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "tasks"]])
+def test_help_and_listings_do_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from specbench_kangaroo.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as ended: assert not ended.code, ended.code\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'scipy', 'matplotlib'} & sys.modules.keys()\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert child.returncode == 0, f"imported for nothing: {child.stderr}"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
+
+
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call() == 2
+    assert capsys.readouterr().err.startswith("Usage: specbench")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith("specbench-kangaroo ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["bench"], "No such command 'bench'"),
+        (["run", "--methods", "kangaroo"], "No such option"),
+        (["run", "--limit", "0"], "--limit"),
+        (["run", "--temperature", "-1"], "--temperature"),
+        (["run", "--temperature", "1", "--top-p", "0"], r"top_p must lie in \(0, 1\]"),
+        (["run", "--backend", "graph"], "graph backend is not available yet"),
+        (["run", "--resume"], "--resume needs --output DIR"),
+        (["run", "--method", "kangoroo"], "did you mean 'kangaroo'"),
+        (["run", "--task", "maths"], "unknown task 'maths'; .*math_reasoning"),
+        (["run", "--model", "smollm"], "unknown model 'smollm'; .*smollm2-135m"),
+        (["run", "--dtype", "fp8"], "unknown dtype 'fp8'; .*float32"),
+        (["run", "--device", "tpu"], "unknown device 'tpu'; .*cpu"),
+        (["run", "--questions", "nowhere.jsonl"], "cannot read questions from 'nowhere.jsonl'"),
+        (["run", "--option", "threshold=0.6"], "takes METHOD.NAME=VALUE, not 'threshold=0.6'"),
+        (["run", "--option", "kangaroo.threshold"], "takes METHOD.NAME=VALUE"),
+        (["run", "--option", "kangaroo.steps=3"], "'kangaroo' is not in this run"),
+        (
+            ["run", "--method", "kangaroo", "--option", "kangaroo.step=3"],
+            "unknown option of kangaroo 'step'; did you mean 'steps'",
+        ),
+        (
+            ["run", "--method", "kangaroo", "--option", "kangaroo.steps=few"],
+            "kangaroo.steps must be of type int, not 'few'",
+        ),
+        (["report"], "Missing argument 'RUN...'"),
+        (["report", "nowhere"], "nowhere holds no run"),
+        (["report", "nowhere", "--format", "latex"], "'latex' is not one of .*'json'"),
+        (["plot", "nowhere"], "nowhere holds no run"),
+        (["list", "questions", "--questions", "spec_bench"], "did you mean 'spec-bench'"),
+    ],
+)
+def test_unusable_input_is_one_line_and_status_2(
+    arguments: list[str],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, *arguments)
+    assert re.search(reason, line), line
+    assert not list(tmp_path.iterdir()), "a refused command must leave nothing behind"
+
+
+def test_malformed_questions_are_named_by_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question_id": 1, "category": "qa"}\n')
+    assert "mine.jsonl:1: no field 'turns'" in refused(capsys, "run", "--questions", path)
+
+
+def test_listings(capsys: pytest.CaptureFixture[str]) -> None:
+    for what, expected in (
+        ("methods", "kangaroo.threshold=0.6"),
+        ("models", "smollm2-135m: SmolLM2-135M-Instruct"),
+        ("tasks", "math_reasoning"),
+        ("questions", "spec-bench: "),
+    ):
+        assert call("list", what) == 0
+        assert expected in capsys.readouterr().out
+    assert call("list", "questions", "--questions", "builtin") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 49
+    assert max(map(len, lines)) <= 80
+
+
+def test_report_in_every_format(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert call("report", folder) == 0
+    assert "kangaroo against vanilla" in capsys.readouterr().out
+    assert call("report", folder, "--format", "markdown") == 0
+    assert capsys.readouterr().out.startswith("### kangaroo against vanilla")
+    assert call("report", folder, "--format", "json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["methods"]["kangaroo"]["tasks"]["overall"]["n"] == 4
+
+
+def test_report_of_several_runs_into_a_file(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", questions_per_task=3)]
+    output = tmp_path / "report.txt"
+    assert call("report", *runs, "--output", output) == 0
+    assert output.read_text().count("kangaroo against vanilla") == 2
+
+
+def test_a_report_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "run")
+    line = refused(capsys, "report", folder, "--output", tmp_path / "none" / "report.txt")
+    assert "cannot write" in line
+
+
+def test_plot_writes_the_figures_it_names(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "run")
+    assert call("plot", folder) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [path.name for path in paths] == ["speedup_by_task.png", "speedup_by_task.svg"]
+    assert all(path.parent == folder and path.stat().st_size for path in paths)
+    assert call("plot", folder, "--format", "pdf", "--output", tmp_path / "figures") == 0
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["speedup_by_task.pdf"]
+
+
+def test_the_command_to_resume_with_can_be_pasted() -> None:
+    folder = Path("my results") / "run"
+    assert _resuming("specbench run --limit 1", folder) == (
+        "specbench run --limit 1 --resume --output 'my results/run'"
+    )
+    again = _resuming("specbench run --output=x --resume", Path("x"))
+    assert again == "specbench run --output=x --resume"
