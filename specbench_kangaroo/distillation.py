@@ -42,6 +42,13 @@ def distillation_loss(states: Tensor, head: FrozenHead, batch: Batch) -> Tensor:
     return loss
 
 
+def soft_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """The same loss from ready logits (M, V'), without its gradient: for validation."""
+    chosen = logits.gather(-1, batch.teacher_ids)  # (M, k)
+    expected = (chosen * batch.teacher_probabilities).sum(-1)
+    return (torch.logsumexp(logits, -1) - expected).mean()
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: FrozenHead, batch: Batch) -> Tensor:

@@ -121,9 +121,10 @@ class RunWriter:
         """Adds a generation and its steps; both have left this process when it returns."""
         if generation.key in self._finished:
             raise ValueError(f"{generation.key} is already in {self.folder}")
+        # A key without a line is harmless; a line without its key would lose its steps at close.
+        self._finished[generation.key] = generation
         _write(self._journal, journal_line(generation.key, steps))
         _write(self._generations, as_line(generation))
-        self._finished[generation.key] = generation
 
     def judge(self, judgement: Judgement) -> None:
         """Adds the lossless verdict on a generation."""

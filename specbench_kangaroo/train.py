@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specbench_kangaroo.distillation import FrozenHead, distillation_loss, soft_cross_entropy
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.features import FeatureStore
+from specbench_kangaroo.optimiser import HeadOptimiser
 from specbench_kangaroo.teacher import Batch, Teacher
 from specbench_kangaroo.training_state import TrainSettings, TrainState, Validation
 
@@ -31,14 +33,14 @@ _SAME_BATCHES = {"batch_tokens", "seed", "validation_share"}
 
 
 class DraftHead(Protocol):
-    """What a method gives the trainer: a module, the layer it reads, and its predictions."""
+    """What a method gives the trainer: a module, the layer it reads, and states for the LM head."""
 
     module: nn.Module
     exit_layer: int | str
     vocabulary: Tensor  # (V',) the LM-head rows that the head predicts over
 
-    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Predictions (M, V') at ``rows`` (M,) of the flattened batch ``hidden`` [B, S, H]."""
+    def states(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """What the LM head reads: (M, H), at ``rows`` (M,) of the flat ``hidden`` [B, S, H]."""
         ...
 
 
@@ -74,16 +76,12 @@ class Trainer:
         self._settings = settings
         self._checkpoint = checkpoint
         self._device = lm_head.device
+        self._frozen = FrozenHead(lm_head[head.vocabulary])
         self._teacher = Teacher(store, lm_head, head.vocabulary, top_k=settings.teacher_top_k)
         order = np.random.default_rng(settings.seed).permutation(len(store.spans)).tolist()
         held_back = max(1, round(settings.validation_share * len(order)))
         self._held_back, self._train = order[:held_back], order[held_back:]
-        self._optimiser = torch.optim.AdamW(
-            head.module.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        self._optimiser = HeadOptimiser(head.module, settings.optimiser, betas=settings.betas)
         self.state = TrainState()
         if checkpoint and checkpoint.exists():
             self._restore(checkpoint)
@@ -133,16 +131,11 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self._device)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._learning_rate()
-        loss = soft_cross_entropy(self._head.logits(batch.hidden, batch.rows), batch)
-        self._optimiser.zero_grad()
+        states = self._head.states(batch.hidden, batch.rows)  # (M, H)
+        loss = distillation_loss(states, self._frozen, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._head.module.parameters(), _CLIP_NORM)
-        self._optimiser.step()
-
-    def _learning_rate(self) -> float:
-        return self._settings.learning_rate_at(self.state.tokens_seen)
+        self._optimiser.step(self._settings.learning_rate_at(self.state.tokens_seen))
 
     @torch.no_grad()
     def _validate(self, hooks: Hooks) -> None:
@@ -151,7 +144,7 @@ class Trainer:
             self._held_back, self._head.exit_layer, answer_tokens=2048, seed=None
         ):
             batch = batch.to(self._device)  # noqa: PLW2901
-            logits = self._head.logits(batch.hidden, batch.rows)
+            logits = self._frozen.forward(self._head.states(batch.hidden, batch.rows))  # (M, V')
             agreed += float((logits.argmax(-1) == batch.labels).sum())
             loss += float(soft_cross_entropy(logits, batch)) * len(batch.rows)
             rows += len(batch.rows)
@@ -172,7 +165,7 @@ class Trainer:
         saved = {
             "state": state,
             "module": self._head.module.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimiser": self._optimiser.state(),
             "settings": asdict(self._settings),
         }
         torch.save(saved, temporary)
@@ -190,11 +183,4 @@ class Trainer:
         saved["state"]["validations"] = [Validation(**v) for v in saved["state"]["validations"]]
         self.state = TrainState(**saved["state"])
         self._head.module.load_state_dict(saved["module"])
-        self._optimiser.load_state_dict(saved["optimiser"])
-
-
-def soft_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean over rows of ``-sum_k p_k log q_k``; q are the draft's ``logits`` (M, V')."""
-    chosen = logits.gather(-1, batch.teacher_ids)  # (M, k)
-    expected = (chosen * batch.teacher_probabilities).sum(-1)
-    return (torch.logsumexp(logits, -1) - expected).mean()
+        self._optimiser.restore(saved["optimiser"])

@@ -17,12 +17,12 @@ class TrainSettings:
     """How long and how fast to train; token counts are answer tokens."""
 
     max_tokens: int = 20_000_000
-    batch_tokens: int = 4096
-    learning_rate: float = 2e-3
+    batch_tokens: int = 1024
+    optimiser: str = "muon"  # or adamw, which wants a fifth of the learning rate
+    learning_rate: float = 4e-2
     final_rate_share: float = 0.02  # cosine decay ends at this share of the learning rate
     warmup_share: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
     teacher_top_k: int = 64
     validation_share: float = 0.05
     validate_every: int = 500_000

@@ -61,7 +61,7 @@ class Kangaroo:
         self._vocabulary = None if vocabulary is None else torch.tensor(vocabulary)  # (V',)
         head = target.lm_head if vocabulary is None else target.lm_head[self._vocabulary]
         self._head = Linear(head)
-        self.weights: Mapping[str, Any] = dict(loaded.info.record)
+        self.weights: Mapping[str, Any] = {"sha256": loaded.sha256, **loaded.info.record}
 
     @classmethod
     def load(cls, target: Target, options: KangarooOptions) -> Self:

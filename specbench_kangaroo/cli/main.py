@@ -20,6 +20,7 @@ from specbench_kangaroo import __version__
 from specbench_kangaroo.cli.doctor import doctor
 from specbench_kangaroo.cli.listing import app as listing
 from specbench_kangaroo.cli.plot import plot
+from specbench_kangaroo.cli.profile import profile
 from specbench_kangaroo.cli.report import report
 from specbench_kangaroo.cli.run import run
 from specbench_kangaroo.cli.training import distil, train
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(report)
 app.command()(plot)
+app.command()(profile)
 app.command()(distil)
 app.add_typer(train, name="train")
 app.add_typer(listing, name="list")

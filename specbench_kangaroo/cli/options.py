@@ -67,7 +67,7 @@ Methods = Annotated[
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option(
-        help="METHOD.NAME=VALUE, as in kangaroo.threshold=0.6; repeatable.",
+        help="METHOD.NAME=VALUE, as `specbench list methods` shows them; repeatable.",
         show_default=False,
         metavar="TEXT",
     ),

@@ -40,6 +40,7 @@ Vocabulary = Annotated[int, Option("--draft-vocabulary", min=0, help="Frequent t
 MaxTokens = Annotated[int, Option("--max-tokens", min=1, help="Answer tokens seen in all.")]
 BatchTokens = Annotated[int, Option("--batch-tokens", min=1, help="Answer tokens a step.")]
 Rate = Annotated[float, Option("--learning-rate", min=0)]
+Optimiser = Annotated[str, Option("--optimiser", help="muon or adamw.")]
 Every = Annotated[int, Option("--validate-every", min=1, help="Answer tokens.")]
 Patience = Annotated[int, Option("--patience", min=1, help="Validations without a gain.")]
 TargetDtype = Annotated[str, Option("--dtype", help="Of the target; the head is float32.")]
@@ -108,8 +109,9 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     exit_layer: ExitLayer = None,
     draft_vocabulary: Vocabulary = 8192,
     max_tokens: MaxTokens = 20_000_000,
-    batch_tokens: BatchTokens = 4096,
-    learning_rate: Rate = 2e-3,
+    batch_tokens: BatchTokens = 1024,
+    optimiser: Optimiser = "muon",
+    learning_rate: Rate = 4e-2,
     validate_every: Every = 500_000,
     patience: Patience = 6,
     seed: Seed = 0,

@@ -154,7 +154,7 @@ def test_decoding_with_a_cache_is_the_trained_adapter(
     )
     shape = AdapterShape.of(model.config)
     adapter = load_adapter(Path(path), shape, exit_layer=None).adapter.double()
-    loaded = LoadedAdapter(adapter, AdapterInfo(exit_layer=1, rope_base=base))
+    loaded = LoadedAdapter(adapter, AdapterInfo(exit_layer=1, rope_base=base), sha256="")
     states = torch.randn(24, model.hidden_size, dtype=torch.float64)
     rotary = model.model.model.rotary_emb if base is None else PlainRotary(base, shape.head_dim)
     expected = whole_at_once(loaded, states, rotary)

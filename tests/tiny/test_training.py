@@ -10,10 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from specbench_kangaroo.distillation import (
+    FrozenHead,
+    distillation_loss,
+    soft_cross_entropy,
+)
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.features import FINAL, Document, FeatureStore, collect
 from specbench_kangaroo.teacher import Batch, Teacher, frequent_tokens
-from specbench_kangaroo.train import Hooks, Trainer, soft_cross_entropy
+from specbench_kangaroo.train import Hooks, Trainer
 from specbench_kangaroo.trainable import trainable
 from specbench_kangaroo.training_state import TrainSettings
 
@@ -143,8 +148,8 @@ def test_padding_does_not_reach_the_predictions(
         for index in sorted(range(4), key=lambda i: store.spans[i][1] - store.spans[i][0])
     ]
     with torch.no_grad():
-        found = head.logits(together.hidden, together.rows)
-        expected = torch.cat([head.logits(batch.hidden, batch.rows) for batch in alone])
+        found = head.states(together.hidden, together.rows)
+        expected = torch.cat([head.states(batch.hidden, batch.rows) for batch in alone])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -161,6 +166,23 @@ def test_soft_cross_entropy_is_the_sum_over_tokens() -> None:
     assert abs(float(soft_cross_entropy(logits, batch)) - total / 5) < 1e-12
 
 
+def test_the_chunked_loss_is_soft_cross_entropy_and_so_is_its_gradient() -> None:
+    """More rows than a chunk has, so that the seams are in it."""
+    torch.manual_seed(0)
+    rows, size, vocabulary = 600, 8, 50
+    weight = torch.randn(vocabulary, size, dtype=torch.float64)
+    ids = torch.stack([torch.randperm(vocabulary)[:3] for _ in range(rows)])
+    probabilities = torch.rand(rows, 3, dtype=torch.float64).softmax(-1)
+    batch = Batch(torch.zeros(1), torch.arange(rows), ids, probabilities, torch.zeros(rows))
+    states = torch.randn(rows, size, dtype=torch.float64, requires_grad=True)
+    plain = soft_cross_entropy(states @ weight.T, batch)
+    (wanted,) = torch.autograd.grad(plain, states)
+    loss = distillation_loss(states, FrozenHead(weight), batch)
+    (found,) = torch.autograd.grad(loss, states)
+    torch.testing.assert_close(loss, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_frequent_tokens_are_the_answers_own(store: FeatureStore) -> None:
     answers = [t for d in counting(40) for t in d.tokens[d.prompt_length :]]
     by_count = sorted(set(answers) - {23}, key=lambda token: (-answers.count(token), token))
@@ -175,11 +197,11 @@ class Follower:
 
     def __init__(self, lm_head: Tensor) -> None:
         torch.manual_seed(1)
-        self.module: torch.nn.Module = torch.nn.Linear(lm_head.shape[1], VOCABULARY)
+        self.module: torch.nn.Module = torch.nn.Linear(lm_head.shape[1], lm_head.shape[1])
         self.exit_layer: int | str = 1
         self.vocabulary = torch.arange(VOCABULARY)
 
-    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+    def states(self, hidden: Tensor, rows: Tensor) -> Tensor:
         predicted: Tensor = self.module(hidden.flatten(0, 1)[rows])
         return predicted
 

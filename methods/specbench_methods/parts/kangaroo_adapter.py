@@ -7,6 +7,7 @@ Does not know: drafting, caches, or how it is trained; attention is handed in by
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.folders import sha256_of
 
 PUBLISHED_ROPE_BASE = 10_000.0  # fixed in the authors' code, whatever the target's own base
 
@@ -168,15 +170,17 @@ def load_adapter(path: Path, shape: AdapterShape, *, exit_layer: int | None) -> 
     if path.suffix == ".safetensors":
         tensors, info = _read_safetensors(path)
     else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        if exit_layer is None:
-            raise UsageError(f"{path} does not say its exit layer; add kangaroo.exit_layer=N")
-        info = AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)
+        tensors, info = _read_published(path, exit_layer)
+    if exit_layer not in (None, info.exit_layer):
+        raise UsageError(
+            f"{path} was trained for exit layer {info.exit_layer}, not {exit_layer}: leave "
+            "kangaroo.exit_layer out"
+        )
     with torch.device("meta"):
         adapter = Adapter(shape)
     _check_tensors(path, tensors, adapter.state_dict())
     adapter.load_state_dict(tensors, assign=True)
-    return LoadedAdapter(adapter.eval(), info)
+    return LoadedAdapter(adapter.eval(), info, sha256_of(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,7 @@ class LoadedAdapter:
 
     adapter: Adapter
     info: AdapterInfo
+    sha256: str  # of the file
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AdapterInfo]:
@@ -200,6 +205,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AdapterInfo]:
     return tensors, AdapterInfo(
         **fields, draft_vocabulary=None if vocabulary is None else tuple(vocabulary)
     )
+
+
+def _read_published(path: Path, exit_layer: int | None) -> tuple[dict[str, Tensor], AdapterInfo]:
+    if exit_layer is None:
+        raise UsageError(f"{path} does not say its exit layer; add kangaroo.exit_layer=N")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UsageError(f"{path} is not a plain file of tensors: {_first_line(error)}") from None
+    return tensors, AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -71,7 +71,7 @@ class KangarooTrainee:
 
 
 class AdapterHead:
-    """Draft predictions ``lm_head(adapter(h))`` for whole documents at once.
+    """The adapter over whole documents at once; its states go to the target's LM head.
 
     Args:
         model: the target, a ``transformers`` causal language model; it is read, never changed.
@@ -83,15 +83,14 @@ class AdapterHead:
         self.vocabulary = vocabulary
         weight = model.lm_head.weight.detach()
         self.module: nn.Module = Adapter(AdapterShape.of(model.config)).to(weight.device)
-        self._rows: Tensor = weight[vocabulary].float()  # (V', H), frozen
         self._rotary = copy.deepcopy(model.model.rotary_emb)
 
-    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """(M, V') at ``rows`` of the flattened ``hidden`` [B, S, H]; each document starts at 0."""
+    def states(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """(M, H) at ``rows`` of the flattened ``hidden`` [B, S, H]; each document starts at 0."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]  # [1, S]
         cos, sin = self._rotary(hidden, positions)  # [1, S, d] each
         states: Tensor = self.module(hidden, cos[:, None], sin[:, None], _causal)  # [B, S, H]
-        return states.flatten(0, 1)[rows] @ self._rows.T
+        return states.flatten(0, 1)[rows]
 
 
 def start_from_target(adapter: nn.Module, model: Any, exit_layer: int) -> None:

@@ -1,0 +1,116 @@
+"""A profile as tables for the terminal, within 80 columns.
+
+Knows: :class:`~specbench_kangaroo.profile_figures.Profile`.  Does not know: how figures are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from specbench_kangaroo.bootstrap import Figure
+from specbench_kangaroo.profile_figures import Profile
+from specbench_kangaroo.records import BASELINE
+
+ABSENT = "–"
+
+# Label, key and format of a line.
+_SPEEDS = (
+    (f"speed of {BASELINE} / generate", "vanilla_over_generate", ".2f"),
+    ("  without the prefill", "vanilla_over_generate_decode", ".2f"),
+    (f"ms per token: {BASELINE}", "vanilla_ms_per_token", ".2f"),
+    ("  generate", "generate_ms_per_token", ".2f"),
+    ("  floor: weights read once", "floor_ms_per_token", ".2f"),
+    ("memory bandwidth, GB/s", "bandwidth_gb_s", ".1f"),
+    ("harness share of decoding", "harness_share", ".1%"),
+)
+_METHOD_COLUMNS = (
+    ("speedup", "speedup"),
+    ("mean accepted", "mean_accepted_tokens"),
+    ("draft step, ms", "draft_step_ms"),
+)
+_CAPTION = (
+    "in brackets: 95 % intervals; of ratios and ms per token by BCa bootstrap over",
+    "prompts, of the others, which are medians, between order statistics",
+)
+
+
+def terminal(profile: Profile) -> Group:
+    """Tables for :meth:`rich.console.Console.print`."""
+    parts: list[RenderableType] = [_title(profile), Text(), _speeds(profile)]
+    parts += [Text(_tokens_line(profile)), Text(), _passes(profile), Text()]
+    if profile.methods:
+        parts += [_methods(profile), Text()]
+    return Group(*parts, *(Text(line, style="dim") for line in _CAPTION))
+
+
+def _title(profile: Profile) -> Text:
+    about = profile.about
+    threads = f" with {about['threads']} threads" if about["device"] == "cpu" else ""
+    where = f"{about['model']}, {about['dtype']} on {about['device']}{threads}"
+    how = f"{profile.prompts} prompts, {about['new_tokens']} new tokens"
+    repeats = about["repeats"]
+    often = "measured once" if repeats == 1 else f"measured {repeats} times"
+    return Text(f"{where}\n{how}, {often}", style="bold")
+
+
+def _speeds(profile: Profile) -> Table:
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", min_width=8)
+    table.add_column()
+    for label, key, form in _SPEEDS:
+        # Apart, so that values stand in line where some have no interval.
+        value, _, interval = _cell(profile.figures, key, form).partition(" ")
+        table.add_row(label, value, interval)
+    floor_ms = profile.figures["floor_ms_per_token"].value
+    if plain := profile.figures.get("vanilla_ms_per_token"):
+        table.add_row(f"{BASELINE} / floor", f"{plain.value / floor_ms:.2f}")
+    return table
+
+
+def _tokens_line(profile: Profile) -> str:
+    if not profile.generate_differs:
+        return f"generate gave the tokens of {BASELINE} on every prompt"
+    return (
+        f"generate gave other tokens than {BASELINE} on {profile.generate_differs} of "
+        f"{profile.prompts} prompts"
+    )
+
+
+def _passes(profile: Profile) -> Table:
+    """What a pass of the target costs by its rows."""
+    table = _table("rows of a pass", "ms", "of one row's")
+    for rows, figure in profile.verify_ms.items():
+        table.add_row(str(rows), _shown(figure, ".2f"), _shown(profile.verify_ratio[rows], ".2f"))
+    return table
+
+
+def _methods(profile: Profile) -> Table:
+    table = _table("method", *(heading for heading, _ in _METHOD_COLUMNS), "other tokens")
+    for name, method in profile.methods.items():
+        cells = (_cell(method.figures, key, ".2f") for _, key in _METHOD_COLUMNS)
+        table.add_row(name, *cells, f"{method.differs} of {profile.prompts}")
+    return table
+
+
+def _table(first: str, *headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _cell(figures: Mapping[str, Figure], key: str, form: str) -> str:
+    return _shown(figures[key], form) if key in figures else ABSENT
+
+
+def _shown(figure: Figure, form: str) -> str:
+    if figure.low is None or figure.high is None:
+        return format(figure.value, form)
+    return f"{figure.value:{form}} ({figure.low:{form}}–{figure.high:{form}})"

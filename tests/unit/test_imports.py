@@ -1,0 +1,225 @@
+"""Who may import whom, read from the source: nothing of the package is imported to find out.
+
+Three walls are held here: reports open without torch, the core knows no method, and transformers
+stays behind a few modules.  CONTRIBUTING.md gives the picture that these tests enforce.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE, METHODS = "specbench_kangaroo", "specbench_methods"
+HEAVY = frozenset({"torch", "transformers", "accelerate"})  # each takes seconds to import
+
+
+def _core(names: str) -> frozenset[str]:
+    return frozenset(f"{CORE}.{name}" for name in names.split())
+
+
+REPORTING = _core(
+    "bootstrap errors journal jsonl lossless metrics plots questions records registry run_json "
+    "stats store tables totals"
+)
+ENGINE = _core(
+    "accept attention cache clock decode errors layers method packed records rope sampling target "
+    "tree"
+)
+KNOWS_TRANSFORMERS = {
+    f"{CORE}.target": "registers our attention and runs a model's layers by range",
+    f"{CORE}.models": "loads models and tokenizers from a folder",
+    f"{CORE}.convert": "reads a GGUF file with transformers' own reader",
+    f"{CORE}.distil": "lets the target answer prompts in batches with its own generate",
+}
+LOADS_METHODS = f"{CORE}.registry"  # by the package's name, as a string
+NAMES_A_METHOD = {f"{CORE}.records": {"vanilla"}}  # BASELINE, the denominator of every speedup
+MEASURE_OF_BASELINE = re.compile(r"vanilla_[a-z_]+")  # a key of JSON output, fixed by its readers
+SAYS_IT_IS_LIGHT = re.compile(r"(does not import|nothing here imports) torch", re.IGNORECASE)
+BAD_NAME = re.compile(r"(^|_)(utils?|helpers?|common|misc|legacy|old|v\d+)$")
+
+
+def _sources() -> dict[str, Path]:
+    """Every module of both packages by its dotted name; a package goes by its own name."""
+    found = {}
+    for base, package in ((ROOT, CORE), (ROOT / "methods", METHODS)):
+        for path in sorted((base / package).rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+SOURCES = _sources()
+CORE_MODULES = sorted(name for name in SOURCES if name.split(".")[0] == CORE)
+CLI = frozenset(name for name in CORE_MODULES if name.startswith(f"{CORE}.cli"))
+METHOD_NAMES = sorted(
+    path.stem for path in (ROOT / "methods" / METHODS).glob("*.py") if path.stem != "__init__"
+)
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def reached(node: ast.AST, *, in_functions: bool) -> Iterator[ast.AST]:
+    """A node and all below it that runs; without ``in_functions``, that runs at import."""
+    yield node
+    if is_type_checking(node):
+        assert isinstance(node, ast.If)
+        below: list[ast.AST] = [*node.orelse]
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not in_functions:
+        below = []
+    else:
+        below = list(ast.iter_child_nodes(node))
+    for child in below:
+        yield from reached(child, in_functions=in_functions)
+
+
+@cache
+def imports(module: str, *, in_functions: bool) -> frozenset[str]:
+    """Dotted names that a module imports; ``from a import b`` counts as a.b where that exists."""
+    found: set[str] = set()
+    for node in reached(tree_of(module), in_functions=in_functions):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or not node.module:
+                pytest.fail(f"{module}:{node.lineno} imports by a relative path; write it whole")
+            children = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module} | (children & SOURCES.keys())
+    return frozenset(found)
+
+
+def chains(module: str) -> dict[str, tuple[str, ...]]:
+    """What importing ``module`` imports, at any remove, each with the chain that leads there."""
+    found: dict[str, tuple[str, ...]] = {module: (module,)}
+    todo = [module]
+    while todo:
+        current = todo.pop(0)
+        parents = {current.rpartition(".")[0]} & SOURCES.keys()  # imported before their modules
+        for name in sorted(imports(current, in_functions=False) | parents):
+            if name not in found:
+                found[name] = (*found[current], name)
+                todo += [name] if name in SOURCES else []
+    return found
+
+
+def strings(module: str) -> Iterator[ast.Constant]:
+    """String literals, those in f-strings too, but no docstrings."""
+    tree = tree_of(module)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield from [node] if isinstance(node.value, str) else []
+
+
+def names_method(text: str) -> set[str]:
+    """The methods that a text names as a word; our own package's name does not count."""
+    rest = re.sub(r"specbench[_-]kangaroo", "", text, flags=re.IGNORECASE)
+    words = set(re.findall(r"[a-z0-9]+(?:_[a-z0-9]+)*", rest.lower()))
+    return {name for name in METHOD_NAMES if any(f"_{name}_" in f"_{word}_" for word in words)}
+
+
+def says_it_is_light(module: str) -> bool:
+    text = " ".join((ast.get_docstring(tree_of(module)) or "").split())
+    return SAYS_IT_IS_LIGHT.search(text) is not None
+
+
+def test_the_lists_in_this_file_name_modules_that_exist() -> None:
+    listed = REPORTING | ENGINE | KNOWS_TRANSFORMERS.keys() | NAMES_A_METHOD.keys()
+    missing = sorted({*listed, LOADS_METHODS} - SOURCES.keys())
+    assert not missing, f"moved or renamed, so unguarded: {missing}; mend the lists in this file"
+    assert METHOD_NAMES, "no built-in method was found, so no name is guarded"
+
+
+@pytest.mark.parametrize(
+    "module", sorted({*REPORTING, *CLI, *filter(says_it_is_light, CORE_MODULES)})
+)
+def test_reporting_and_the_command_line_start_without_torch(module: str) -> None:
+    for name, chain in chains(module).items():
+        assert name.split(".")[0] not in HEAVY, (
+            f"importing {module} imports {name} ({' -> '.join(chain)}), so `specbench report` and "
+            "`specbench --help` would wait for it; import it inside the function that needs it"
+        )
+
+
+@pytest.mark.parametrize("module", sorted(ENGINE))
+def test_the_engine_imports_only_the_engine(module: str) -> None:
+    for name, chain in chains(module).items():
+        assert name in ENGINE | {CORE} or not name.startswith(f"{CORE}."), (
+            f"{module} reaches {name} ({' -> '.join(chain)}): decoding must not know about "
+            "questions, runs, files of a run, or the command line; hand in what it needs"
+        )
+
+
+@pytest.mark.parametrize("module", CORE_MODULES)
+def test_only_the_command_line_imports_the_command_line(module: str) -> None:
+    up = [name for name in imports(module, in_functions=True) if name in CLI]
+    assert not up or module in CLI, f"{module} imports {up}: what both need belongs below cli/"
+
+
+@pytest.mark.parametrize("module", CORE_MODULES)
+def test_the_core_does_not_import_methods(module: str) -> None:
+    taken = [name for name in imports(module, in_functions=True) if name.split(".")[0] == METHODS]
+    taken += [
+        f"line {text.lineno}, {text.value!r}"
+        for text in strings(module)
+        if METHODS in str(text.value) and module != LOADS_METHODS
+    ]
+    assert not taken, (
+        f"{module} reaches into {METHODS} ({taken}): methods import the core, never the other way "
+        "round; ask the registry for a method by the name that the user gave"
+    )
+
+
+@pytest.mark.parametrize("module", CORE_MODULES)
+def test_the_core_names_no_method(module: str) -> None:
+    allowed = NAMES_A_METHOD.get(module, set())
+    for text in strings(module):
+        if MEASURE_OF_BASELINE.fullmatch(str(text.value)):
+            continue
+        named = names_method(str(text.value)) - allowed
+        assert not named, (
+            f"{module}:{text.lineno} names {sorted(named)} in {text.value!r}: the core treats all "
+            "methods alike, so that a new one needs no change here; move this into the method, or "
+            "use records.BASELINE where the baseline is meant"
+        )
+
+
+def test_transformers_stays_behind_a_few_modules() -> None:
+    users = {
+        module
+        for module in SOURCES
+        if any(name.split(".")[0] == "transformers" for name in imports(module, in_functions=True))
+    }
+    new, gone = sorted(users - KNOWS_TRANSFORMERS.keys()), sorted(KNOWS_TRANSFORMERS.keys() - users)
+    assert not new, (
+        f"{new} import transformers, whose releases break what knows them: go through Target, "
+        "load_model or the tokenizer, or add the module with its reason to KNOWS_TRANSFORMERS"
+    )
+    assert not gone, f"{gone} no longer import transformers: take them off the list"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_a_module_is_named_after_what_it_knows(module: str) -> None:
+    name = module.rpartition(".")[2]
+    assert not BAD_NAME.search(name), (
+        f"{module}: a name like {name!r} collects what belongs together with nothing; name it "
+        "after what it knows, and replace an old version instead of keeping it beside the new one"
+    )
+    assert ast.get_docstring(tree_of(module)), f"{module} does not say what it knows"

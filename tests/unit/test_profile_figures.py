@@ -1,0 +1,102 @@
+"""Medians with intervals, and what a profile computes from samples of known times."""
+
+from __future__ import annotations
+
+import pytest
+
+from specbench_kangaroo.decode import Decoded
+from specbench_kangaroo.profile import Sample, Samples
+from specbench_kangaroo.profile_figures import Profile, median_figure, summarise_profile
+from specbench_kangaroo.records import ExitReason, StepRecord
+from specbench_kangaroo.verify_cost import ROWS
+
+
+def step(number: int, *, drafted: int, accepted: int, draft_ms: float) -> StepRecord:
+    return StepRecord(
+        step=number,
+        context_length=10 + number,
+        drafted=drafted,
+        accepted=accepted,
+        emitted=accepted + 1,
+        rows=1 + drafted,
+        exit_reason=ExitReason.MAX_STEPS,
+        confidence=(),
+        verify_share=1.0,
+        draft_ms=draft_ms,
+        verify_ms=6.0,
+        accept_ms=1.0,
+    )
+
+
+def profile() -> Profile:
+    """Vanilla takes 10 + 4 · 8 ms and generate 20 + 4 · 16, on two prompts."""
+    plain = tuple(step(i, drafted=0, accepted=0, draft_ms=0.0) for i in range(4))
+    drafts = (
+        step(0, drafted=2, accepted=2, draft_ms=3.0),
+        step(1, drafted=0, accepted=0, draft_ms=9.0),  # nothing to propose: no drafted depth
+    )
+    ids = (7, 8, 9, 10, 11)
+    given = {
+        "generate": Decoded(ids, (), 20.0, 84.0),
+        "vanilla": Decoded(ids, plain, 10.0, 42.0),
+        "draft": Decoded(ids, drafts, 10.0, 28.0),
+    }
+    return summarise_profile(
+        Samples(
+            [Sample(name, prompt, one) for prompt in (0, 1) for name, one in given.items()],
+            [{rows: float(rows) * speed for rows in ROWS} for speed in (1, 2, 3)],
+            [10.0, 12.0, 20.0],
+        ),
+        weight_bytes=6 * 10**6,
+        about={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("vanilla_over_generate", 2.0),
+        ("vanilla_over_generate_decode", 2.0),
+        ("vanilla_ms_per_token", 8.0),
+        ("generate_ms_per_token", 16.0),
+        ("harness_share", 1 - 28 / 32),
+        ("bandwidth_gb_s", 12.0),
+        ("floor_ms_per_token", 0.5),
+    ],
+)
+def test_figures_follow_from_the_times(name: str, value: float) -> None:
+    assert profile().figures[name].value == pytest.approx(value)
+
+
+def test_a_method_is_measured_by_depth_and_against_vanilla() -> None:
+    figures = profile().methods["draft"].figures
+    assert figures["speedup"].value == pytest.approx(42 / 28)
+    assert figures["mean_accepted_tokens"].value == 2
+    assert figures["draft_step_ms"].value == 1.5, "3 ms for a draft two deep"
+
+
+def test_ratios_of_passes_are_paired_within_a_sweep() -> None:
+    found = profile()
+    assert found.verify_ms[4].value == 8
+    assert {item.value for item in found.verify_ratio.values()} == set(map(float, ROWS)), (
+        "sweeps at different speeds must not blur the ratio"
+    )
+
+
+def test_a_median_lies_between_order_statistics() -> None:
+    found = median_figure([5.0, 1.0, 4.0, 2.0, 3.0, 7.0, 6.0])
+    assert found.value == 4
+    # Of seven, only the extremes hold the median with 95 %: the next pair does with 87.5 %.
+    assert (found.low, found.high) == (1, 7)
+
+
+@pytest.mark.parametrize("samples", [[2.0], [2.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+def test_too_few_samples_give_a_median_and_no_interval(samples: list[float]) -> None:
+    found = median_figure(samples)
+    assert found.low is None
+    assert found.high is None
+
+
+def test_equal_samples_give_an_interval_of_no_width() -> None:
+    found = median_figure([3.0] * 9)
+    assert (found.low, found.value, found.high) == (3, 3, 3)
