@@ -15,8 +15,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-bench: venv  ## Kangaroo against vanilla on the default model and the built-in questions
-	$(BIN)/specbench run --method kangaroo
+bench: venv  ## Kangaroo against vanilla on the default model, four built-in questions a task
+	$(BIN)/specbench run --method kangaroo --limit 4
 
 check: lint types fast  ## before every commit
 

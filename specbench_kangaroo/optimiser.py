@@ -2,8 +2,8 @@
 
 Knows: torch's optimisers.  Does not know: heads, data, schedules.
 
-Muon (Jordan et al. 2024, ``torch.optim.Muon``) reached an agreement after 0.2 million tokens for
-which AdamW needed more than a million.  It is for matrices alone, so norms stay with AdamW.
+Muon (Jordan et al. 2024, ``torch.optim.Muon``) brought the adapter of the default model to AdamW's
+agreement in a tenth of the tokens.  It is for matrices alone; norms stay with AdamW.
 """
 
 from __future__ import annotations

@@ -87,11 +87,13 @@ def _collected_between_rounds() -> Iterator[None]:
 
 
 def _warm_up(bench: Bench) -> None:
-    """Let every method answer the first prompts, unrecorded: kernels, caches and pages are warm.
+    """Let every method answer the longest prompts, unrecorded: kernels, caches and pages are warm.
 
-    A failure is dropped with the rest of the answer; the same prompt's own turn records it.
+    The longest, so that memory has seen its peak before anything is measured.  A failure is dropped
+    with the rest of the answer; the same prompt's own turn records it.
     """
     first = [item for item in bench_rounds(bench) if item.turn == 0]
+    first.sort(key=lambda item: len(item.question.turns[0]), reverse=True)
     for number in range(bench.settings.warmup):
         for method in bench.methods:
             generate(bench, first[number % len(first)], method, {}, at_most=WARMUP_TOKENS)

@@ -19,7 +19,7 @@ class TrainSettings:
     max_tokens: int = 20_000_000
     batch_tokens: int = 1024
     optimiser: str = "muon"  # or adamw, which wants a fifth of the learning rate
-    learning_rate: float = 4e-2
+    learning_rate: float = 2e-2
     final_rate_share: float = 0.02  # cosine decay ends at this share of the learning rate
     warmup_share: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)

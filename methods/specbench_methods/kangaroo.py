@@ -10,7 +10,7 @@ cumulative draft probability; a chain is the tree of width one, so there is one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -34,14 +34,24 @@ from specbench_methods.parts.kangaroo_training import KangarooTrainee
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KangarooOptions(MethodOptions):
-    """Named as in the paper where it has a name."""
+    """Named as in the paper where it has a name.
+
+    What is left out is the adapter's own choice if its file names one, else the paper's.
+    """
 
     exit_layer: int | None = option(None, "first early exit; default: the adapter's own")
-    steps: int = option(6, "γ: the most tokens drafted in a step")
-    threshold: float = option(0.6, "η: stop drafting after a token less likely than this")
+    steps: int | None = option(None, "γ: the most tokens drafted in a step; the paper's is 6")
+    threshold: float | None = option(
+        None, "η: stop drafting after a token less likely than this; the paper's is 0.6"
+    )
     adapter: str | None = option(None, "checkpoint file; default: the one shipped for the model")
-    tree_width: int = option(1, "continuations kept at every depth; 1 is a chain")
+    tree_width: int | None = option(
+        None, "continuations kept at every depth; the paper's is 1, a chain"
+    )
     full_vocabulary: bool = option(False, "draft over all tokens, not the adapter's frequent ones")
+
+
+PAPER = {"steps": 6, "threshold": 0.6, "tree_width": 1}
 
 
 class Kangaroo:
@@ -51,10 +61,12 @@ class Kangaroo:
     lossy: ClassVar[bool] = False
 
     def __init__(self, target: Target, options: KangarooOptions, loaded: LoadedAdapter) -> None:
-        self.options = options
+        self.options = options = _filled_in(options, loaded)
+        self.steps, self.width = int(options.steps or 0), int(options.tree_width or 0)
+        self.threshold = float(options.threshold or 0.0)
         self.exit_layer = loaded.info.exit_layer
         self.taps = (self.exit_layer,)
-        self.max_rows = 1 + options.steps * options.tree_width
+        self.max_rows = 1 + self.steps * self.width
         self._target = target
         self._adapter = AdapterRunner(target, loaded)
         vocabulary = None if options.full_vocabulary else loaded.info.draft_vocabulary
@@ -66,9 +78,9 @@ class Kangaroo:
     @classmethod
     def load(cls, target: Target, options: KangarooOptions) -> Self:
         """Find and read the adapter; see :class:`Method`."""
-        for name, least in (("steps", 1), ("tree_width", 1)):
-            if getattr(options, name) < least:
-                raise UsageError(f"kangaroo.{name} must be at least {least}")
+        for name in ("steps", "tree_width"):
+            if (value := getattr(options, name)) is not None and value < 1:
+                raise UsageError(f"kangaroo.{name} must be at least 1, not {value}")
         path = Path(options.adapter) if options.adapter else _shipped_adapter(target.name)
         shape = AdapterShape.of(target.config)
         loaded = load_adapter(path, shape, exit_layer=options.exit_layer)
@@ -107,11 +119,11 @@ class Kangaroo:
     def propose(self, root: int, budget: int) -> Draft:
         """Draft until γ, the budget, EOS, or a depth whose likeliest token is under η."""
         growth = Growth.from_root(root)
-        steps = min(self.options.steps, budget)
-        reason = ExitReason.MAX_STEPS if steps == self.options.steps else ExitReason.BUDGET
+        steps = min(self.steps, budget)
+        reason = ExitReason.MAX_STEPS if steps == self.steps else ExitReason.BUDGET
         self._shallow(growth)
         while growth.depth < steps:
-            if growth.confidence and growth.confidence[-1] < self.options.threshold:
+            if growth.confidence and growth.confidence[-1] < self.threshold:
                 reason = ExitReason.THRESHOLD
                 break
             if growth.tokens[growth.newest] in self._session.eos:
@@ -138,12 +150,12 @@ class Kangaroo:
         probabilities = logits.float().softmax(-1)
         growth.confidence.append(float(probabilities[0].max()))
         sampler = self._session.sampler
-        if sampler is not None and self.options.tree_width == 1:
+        if sampler is not None and self.width == 1:
             proposal = sampler.sampling.probabilities(self._whole(logits[0]))  # [V]
             growth.add([sampler.chance.pick(proposal)], [growth.newest], [1.0])
             growth.proposals.append(proposal)
             return
-        width = self.options.tree_width
+        width = self.width
         scores = torch.tensor(growth.scores[growth.newest :])[:, None]  # [W, 1]
         likeliest = probabilities.topk(width, dim=-1)  # [W, K]
         best = (likeliest.values * scores).flatten().topk(width)
@@ -159,6 +171,13 @@ class Kangaroo:
         whole = logits.new_full((self._target.vocab_size,), float("-inf"))
         whole[self._vocabulary] = logits
         return whole
+
+
+def _filled_in(options: KangarooOptions, loaded: LoadedAdapter) -> KangarooOptions:
+    """Options as they will be used and recorded."""
+    chosen = {**PAPER, "exit_layer": loaded.info.exit_layer, **loaded.info.drafting}
+    missing = {name: value for name, value in chosen.items() if getattr(options, name) is None}
+    return replace(options, **missing)
 
 
 def _shipped_adapter(model: str) -> Path:

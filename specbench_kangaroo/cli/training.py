@@ -111,7 +111,7 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     max_tokens: MaxTokens = 20_000_000,
     batch_tokens: BatchTokens = 1024,
     optimiser: Optimiser = "muon",
-    learning_rate: Rate = 4e-2,
+    learning_rate: Rate = 2e-2,
     validate_every: Every = 500_000,
     patience: Patience = 6,
     seed: Seed = 0,

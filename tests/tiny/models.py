@@ -31,6 +31,7 @@ _SIZE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_LATER_LAYERS = 0.35
 _FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama-gqa-tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
     "llama-mha-untied": (
@@ -55,14 +56,19 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def random_model(family: str, dtype: torch.dtype = torch.float64) -> Any:
-    """A fresh model of a family with seeded random weights, spread widely enough to disagree."""
+    """A fresh model of a family with seeded random weights.
+
+    The first layer decides most and the later ones something, so that an early exit is right often
+    enough, and wrong often enough, for every branch of a draft to be taken.
+    """
     config_class, model_class, extra = _FAMILIES[family]
     torch.manual_seed(7)
     model = model_class(config_class(**{**_SIZE, **extra}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = 0.1 if "norm" in name else 0.25
-            parameter.add_(torch.randn_like(parameter) * scale)
+            parameter.add_(torch.randn_like(parameter) * (0.1 if "norm" in name else 0.25))
+            if "layers" in name and "layers.0" not in name and ("o_proj" in name or "down" in name):
+                parameter.mul_(_LATER_LAYERS)
     return model.to(dtype).eval()
 
 

@@ -61,6 +61,7 @@ class AdapterInfo:
     target_sha256: str = ""
     draft_vocabulary: tuple[int, ...] | None = None  # LM-head rows that drafting uses; None: all
     record: Mapping[str, Any] = field(default_factory=dict)  # how it was trained
+    drafting: Mapping[str, Any] = field(default_factory=dict)  # options that were fastest with it
 
 
 class _Norm(nn.Module):
@@ -144,11 +145,14 @@ def save_adapter(path: Path, adapter: Adapter, info: AdapterInfo) -> None:
 
 
 def write_untrained(config: Any, path: Path, *, exit_layer: int, vocabulary_size: int) -> str:
-    """Write an adapter with seeded random weights that drafts over the first tokens; for tests."""
+    """Write an adapter that changes its states a little, and drafts over the first tokens.
+
+    For tests: with it a draft is what the exit layer alone would say.
+    """
     generator = torch.Generator().manual_seed(exit_layer)
     adapter = Adapter(AdapterShape.of(config))
     for tensor in adapter.state_dict().values():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + (tensor.dim() == 1))
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1 + (tensor.dim() == 1))
     vocabulary = tuple(range(vocabulary_size))
     save_adapter(path, adapter, AdapterInfo(exit_layer, draft_vocabulary=vocabulary))
     return str(path)
