@@ -84,7 +84,7 @@ def test_training_teaches_and_the_file_says_how(
     state = fit("kangaroo", loaded(model), plan, hooks=FitHooks(on_stage=stages.append))
     assert stages[-1] == "training"
     losses = [validation.loss for validation in state.validations]
-    assert min(losses[1:]) < losses[0] - 0.3, "training on text that repeats itself must teach"
+    assert min(losses[1:]) < losses[0] - 0.03, "training on text that repeats itself must teach"
     assert not plan.checkpoint.exists(), "a finished training leaves no checkpoint"
     metadata = read_metadata(plan.output)
     assert (metadata["target"], metadata["target_sha256"]) == ("tiny", "ab" * 32)
