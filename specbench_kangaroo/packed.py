@@ -22,6 +22,8 @@ Product = Callable[[Tensor], Tensor]
 """(T, K) -> (T, N)."""
 
 _ROWS_HINT = 8
+_FEW_ROWS = 32
+_BLOCK = 256
 
 
 class Linear:
@@ -39,15 +41,21 @@ class Linear:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(T, K) -> (T, N)."""
-        if self._packed:
-            return _linear(rows, self._weight, self._bias, "none", [], "")
-        return functional.linear(rows, self._weight, self._bias)
+        if not self._packed:
+            return functional.linear(rows, self._weight, self._bias)
+        return _by_blocks(
+            lambda block: _linear(block, self._weight, self._bias, "none", [], ""), rows
+        )
 
     def add_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """``residual + self(rows)``, both (T, N), in one kernel where there is one."""
-        if self._packed:
-            return _linear_binary(rows, residual, self._weight, self._bias, "add")
-        return residual + functional.linear(rows, self._weight, self._bias)
+        if not self._packed:
+            return residual + functional.linear(rows, self._weight, self._bias)
+        return _by_blocks(
+            lambda block, rest: _linear_binary(block, rest, self._weight, self._bias, "add"),
+            rows,
+            residual,
+        )
 
 
 @cache
@@ -72,6 +80,23 @@ def can_prepack(device: str, dtype: torch.dtype) -> bool:
     return bool(torch.allclose(plain, wanted, atol=1e-4)) and bool(
         torch.allclose(summed, 2 * wanted, atol=1e-4)
     )
+
+
+def _by_blocks(product: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """A product of many rows in few sizes: oneDNN keeps memory for every number of rows it met.
+
+    Left alone, each new prompt length would cost megabytes that never come back.
+    """
+    count = len(inputs[0])
+    if count <= _FEW_ROWS:
+        return product(*inputs)
+    parts = []
+    for start in range(0, count, _BLOCK):
+        block = [rows[start : start + _BLOCK] for rows in inputs]
+        padding = (0, 0, 0, -len(block[0]) % _FEW_ROWS)
+        padded = [functional.pad(rows, padding) for rows in block]
+        parts.append(product(*padded)[: len(block[0])])
+    return torch.cat(parts)
 
 
 def _pack(weight: Tensor) -> Tensor:

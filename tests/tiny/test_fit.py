@@ -98,11 +98,13 @@ def test_training_teaches_and_the_file_says_how(
     assert [Validation(**each) for each in record["validations"]] == state.validations
     assert record["tokens_seen"] == state.tokens_seen
     assert record["seconds"] >= 0
-    first, second = record["text"]
-    assert (first["file"], first["documents"]) == ("a.jsonl", 25)
-    assert second["documents"] == 14, "an answer of one token has nothing to draft"
-    assert first["sha256"] == sha256_of(plan.texts[0])
-    assert first["tokens"] == sum(len(document.tokens) for document in distilled[:25])
+    assert [text["file"] for text in record["text"]] == ["a.jsonl", "b.jsonl"]
+    assert record["text"][0]["sha256"] == sha256_of(plan.texts[0])
+    for text, documents in zip(record["text"], (distilled[:25], distilled[25:]), strict=True):
+        # An answer of one token has nothing to draft.
+        usable = [d for d in documents if len(d.tokens) - d.prompt_length > 1]
+        assert text["documents"] == len(usable)
+        assert text["tokens"] == sum(len(document.tokens) for document in usable)
 
 
 def test_the_method_runs_what_was_trained(model: Any, plan: FitPlan) -> None:
