@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
 from specbench_kangaroo.bandwidth import measured_bandwidth_gb_s
 from specbench_kangaroo.contest import answer
 from specbench_kangaroo.decode import Decoded
+from specbench_kangaroo.pauses import collected_by_hand
 from specbench_kangaroo.profile_subjects import Subjects
 from specbench_kangaroo.schedule import rotated
 from specbench_kangaroo.verify_cost import Scene, open_scene, sweep
@@ -56,7 +56,7 @@ def measure(
     sweeps: list[Mapping[int, float]] = []
     bandwidths_gb_s = []
     total = repeats * len(subjects.prompts) * len(subjects.contestants)
-    with _collected_by_hand():
+    with collected_by_hand():
         _warm_up(subjects, scene, new_tokens)
         for repeat in range(repeats):
             for sample in _contest(subjects, repeat, new_tokens):
@@ -81,18 +81,3 @@ def _warm_up(subjects: Subjects, scene: Scene, new_tokens: int) -> None:
         for name in subjects.contestants:
             answer(subjects, name, prompt, min(new_tokens, _WARMUP_TOKENS))
     sweep(scene, 0)
-
-
-@contextmanager
-def _collected_by_hand() -> Iterator[None]:
-    """No garbage collection within an answer: its pause would be charged to one contestant."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()

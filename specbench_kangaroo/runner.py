@@ -7,8 +7,7 @@ baseline, where a request came from, or how progress is shown.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from specbench_kangaroo.bench import Bench
 from specbench_kangaroo.generation import Answers, generate, prompt_of
 from specbench_kangaroo.lossless import TOLERANCE, judge
+from specbench_kangaroo.pauses import collected_by_hand
 from specbench_kangaroo.records import BASELINE, Generation, Status
 from specbench_kangaroo.schedule import Round, rounds
 from specbench_kangaroo.store import RunWriter
@@ -35,7 +35,7 @@ def execute(bench: Bench, writer: RunWriter, *, on_finished: OnFinished) -> None
     through; the generation that it broke off is made anew when the run is resumed.
     """
     todo = [item for item in bench_rounds(bench) if _is_open(bench, item, writer)]
-    with _collected_between_rounds():
+    with collected_by_hand():
         if any(_missing(item, writer) for item in todo):
             _warm_up(bench)
         for item in todo:
@@ -65,25 +65,6 @@ def top_two_gap(target: Target, tokens: Sequence[int]) -> float:
     logits = target.prefill(ids, target.new_cache(len(tokens))).logits[-1]  # (V,)
     best, second = logits.double().topk(2).values.tolist()
     return float(best - second)
-
-
-@contextmanager
-def _collected_between_rounds() -> Iterator[None]:
-    """No garbage collection within a generation: its pause would be charged to one method.
-
-    Collecting by hand between prompts keeps memory level.  What exists before the run, the model
-    and the libraries, is frozen: each of those collections then takes a moment, not 0.1 s.
-    """
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()
 
 
 def _warm_up(bench: Bench) -> None:
