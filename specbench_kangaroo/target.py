@@ -83,9 +83,7 @@ class Target:
         self._windows = _windows(model.config, self.n_layers)
         self.rope = Rope(model.model.rotary_emb, model.config, self._embedding.weight[:1])
         self._head = Linear(self.lm_head)
-        self._layer_weights: list[int] = [
-            sum(p.numel() for p in m.parameters()) for m in model.model.layers
-        ]
+        self._weight_shares = _weight_shares(model, self.lm_head.numel())
         with torch.inference_mode():
             self._layers = self._build()
 
@@ -188,8 +186,7 @@ class Target:
 
     def weight_share(self, first_layer: int) -> float:
         """The share of a pass's weight bytes that layers ``first_layer ..`` and the head read."""
-        remaining = sum(self._layer_weights[first_layer:]) + self.lm_head.numel()
-        return float(remaining) / (sum(self._layer_weights) + self.lm_head.numel())
+        return self._weight_shares[first_layer]
 
     def _visible(
         self, parents: tuple[int, ...], length: int, first: int, window: int | None
@@ -215,6 +212,12 @@ def _not_by_range(model: Any, reason: str) -> UsageError:
         f"{type(model).__name__} cannot be run layer by layer: {reason}; use a Llama, Mistral, "
         "Qwen2 or Qwen3 model"
     )
+
+
+def _weight_shares(model: Any, head: int) -> tuple[float, ...]:
+    """For each layer, and for none: the share of all weights that remain, the head's included."""
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    return tuple((sum(sizes[i:]) + head) / (sum(sizes) + head) for i in range(len(sizes) + 1))
 
 
 def _windows(config: Any, n_layers: int) -> list[int | None]:
