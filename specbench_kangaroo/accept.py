@@ -6,10 +6,14 @@ Greedy: follow the target's argmax through the tree.  Sampling: at every row try
 order; accept child t, drawn from q, with probability min(1, p(t)/q(t)); when it is rejected go on
 with the residual norm(max(p - q, 0)) (Leviathan et al. 2211.17192, theorem 1; repeated over
 siblings, Miao et al. 2305.09781).  A child that was chosen rather than drawn has a one-hot q.
+
+One lossy rule stands beside them for comparison: the typical acceptance of Medusa's authors
+(2401.10774, section 2.3.1).  A method that asks for it declares itself lossy.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +29,14 @@ class Acceptance:
 
     rows: tuple[int, ...]
     bonus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """Accept what is not unlikely: ``p > min(epsilon, delta * exp(-entropy(p)))``."""
+
+    epsilon: float
+    delta: float
 
 
 def accept_greedy(tree: TokenTree, logits: Tensor) -> Acceptance:
@@ -61,6 +73,34 @@ def accept_sampling(
             residual = _residual(residual, proposal)
         else:
             return Acceptance(tuple(rows), sampler.chance.pick(residual))
+
+
+def accept_typical(
+    tree: TokenTree, logits: Tensor, rule: Typical, sampler: Sampler | None
+) -> Acceptance:
+    """The longest path of typical tokens; among equals, the one whose tokens are likeliest.
+
+    The bonus token is drawn as ever, or the likeliest if there is no sampler; p is then the plain
+    softmax of ``logits`` (T, V).
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p = wide.softmax(-1) if sampler is None else sampler.sampling.probabilities(wide)  # [T, V]
+    entropy = torch.special.entr(p).sum(-1)  # (T,)
+    threshold = (rule.delta * torch.exp(-entropy)).clamp(max=rule.epsilon).tolist()
+    tokens = tree.tokens.tolist()
+    best: dict[int, tuple[int, float]] = {0: (0, 0.0)}  # accepted row -> depth, log-likelihood
+    for row in range(1, tree.n_candidates):
+        parent = tree.parents[row]
+        chance = float(p[parent, tokens[row]])
+        if parent in best and chance > threshold[parent]:
+            depth, likelihood = best[parent]
+            best[row] = (depth + 1, likelihood + math.log(chance))
+    rows = [max(best, key=best.__getitem__)]
+    while rows[0] > 0:
+        rows.insert(0, tree.parents[rows[0]])
+    last = rows[-1]
+    bonus = int(p[last].argmax()) if sampler is None else sampler.chance.pick(p[last])
+    return Acceptance(tuple(rows), bonus)
 
 
 def _child_with_token(tree: TokenTree, tokens: list[int], row: int, token: int) -> int | None:

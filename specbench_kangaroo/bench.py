@@ -59,7 +59,7 @@ def open_bench(request: Request) -> Bench:
     loaded = load_model(
         choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
     )
-    target = Target(loaded.model, name=loaded.name)
+    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer)
     return Bench(
         request=request,
         loaded=loaded,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from specbench_kangaroo.accept import Acceptance, accept_greedy, accept_sampling
+from specbench_kangaroo.accept import Acceptance, accept_greedy, accept_sampling, accept_typical
 from specbench_kangaroo.cache import KVCache
 from specbench_kangaroo.clock import Clock
 from specbench_kangaroo.method import Draft, Method, Session, Verdict
@@ -149,6 +149,8 @@ def verify(target: Target, draft: Draft, cache: KVCache) -> TargetOutput:
 
 def accept(draft: Draft, output: TargetOutput, sampler: Sampler | None) -> Acceptance:
     """Which rows of a draft are accepted; ``sampler`` None means greedy."""
+    if draft.typical is not None:
+        return accept_typical(draft.tree, output.logits, draft.typical, sampler)
     if sampler is None:
         return accept_greedy(draft.tree, output.logits)
     return accept_sampling(draft.tree, output.logits, draft.probabilities, sampler)

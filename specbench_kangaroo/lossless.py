@@ -1,6 +1,6 @@
 """Is a greedy output the baseline's: exact, a near tie, or a violation.
 
-Knows: token ids, and whom to ask for the gap between the target's two best logits.
+Knows: token ids, and whom to ask how near the target's logits are to a tie.
 Does not know: models, tensors, or files.
 """
 
@@ -27,7 +27,7 @@ def judge(
     reference: Sequence[int],
     output: Sequence[int],
     *,
-    gap_at: Callable[[int], float],
+    gap_at: Callable[[int], float | None],
     tolerance: float,
 ) -> Judgement:
     """Compares an output with the baseline's, token by token.
@@ -36,15 +36,17 @@ def judge(
         key: the generation that is judged.
         reference: the baseline's token ids.
         output: the method's token ids.
-        gap_at: the target's top-1 minus top-2 logit at a position of the output, after the prefix
-            that both share.  Called only if they differ, once: it costs a pass of the target.
+        gap_at: how far the less likely of both outputs' tokens at a position lies below the
+            target's best logit, after the prefix that both share; None if one has ended there,
+            which no tie excuses.  Called only if they differ, once: it costs a pass of the target.
         tolerance: a gap below this is a near tie; see :data:`TOLERANCE`.
     """
     position = _first_difference(reference, output)
     if position is None:
         return _judgement(key, Lossless.EXACT, None, None)
-    gap = float(gap_at(position))
-    verdict = Lossless.NEAR_TIE if gap < tolerance else Lossless.VIOLATION
+    gap = gap_at(position)
+    near = gap is not None and gap < tolerance
+    verdict = Lossless.NEAR_TIE if near else Lossless.VIOLATION
     return _judgement(key, verdict, position, gap)
 
 

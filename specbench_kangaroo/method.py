@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from specbench_kangaroo.accept import Typical
 from specbench_kangaroo.cache import KVCache
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.sampling import Sampler
@@ -69,6 +70,7 @@ class Draft:
             its earlier siblings were rejected; None says that tokens were chosen, not drawn.
         confidence: the draft's own probability of each depth's likeliest token, if it has one.
         exit_reason: why the draft is no deeper.
+        typical: accept by this lossy rule; None keeps the target's own distribution.
     """
 
     tree: TokenTree
@@ -76,6 +78,7 @@ class Draft:
     probabilities: Tensor | None = None
     confidence: tuple[float, ...] = ()
     exit_reason: ExitReason = ExitReason.MAX_STEPS
+    typical: Typical | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class Method(Protocol):
     """
 
     Options: ClassVar[type[MethodOptions]]
-    lossy: ClassVar[bool]
+    lossy: bool
     taps: tuple[int, ...]
     max_rows: int
     options: MethodOptions
@@ -167,7 +170,7 @@ class PlainMethod:
     """What most methods share: no options, no weights, no prompt states; subclass it or not."""
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
-    lossy: ClassVar[bool] = False
+    lossy: bool = False
     taps: tuple[int, ...] = ()
     max_rows: int = 1
 

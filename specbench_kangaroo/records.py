@@ -106,8 +106,9 @@ class Generation:
 class Judgement:
     """The lossless verdict on one generation: a line of ``lossless.jsonl``.
 
-    ``logit_gap`` is the target's top-1 minus top-2 logit at ``first_difference``, a position within
-    the output; both are None when the outputs are equal.
+    ``logit_gap`` is how far the less likely of the two tokens at ``first_difference``, a position
+    within the output, lies below the target's best logit.  Both are None when the outputs are
+    equal, and the gap where one of them has ended there.
     """
 
     method: str

@@ -59,12 +59,14 @@ def generation_count(bench: Bench) -> int:
 
 
 @torch.inference_mode()
-def top_two_gap(target: Target, tokens: Sequence[int]) -> float:
-    """The target's best logit minus its second best, for what follows ``tokens``."""
+def gap_to_best(target: Target, tokens: Sequence[int], chosen: Sequence[int]) -> float:
+    """How far the least likely of ``chosen`` lies below the best logit, after ``tokens``.
+
+    With two tokens that differ, it is small only if they are the target's two best and tie.
+    """
     ids = torch.tensor(tokens, device=target.device)  # (P,)
-    logits = target.prefill(ids, target.new_cache(len(tokens))).logits[-1]  # (V,)
-    best, second = logits.double().topk(2).values.tolist()
-    return float(best - second)
+    logits = target.prefill(ids, target.new_cache(len(tokens))).logits[-1].double()  # (V,)
+    return float(logits.max() - logits[list(chosen)].min())
 
 
 def _warm_up(bench: Bench) -> None:
@@ -106,14 +108,18 @@ def _judge(bench: Bench, item: Round, writer: RunWriter) -> None:
             answer.key,
             reference.output_ids,
             answer.output_ids,
-            gap_at=partial(_gap_at, bench, item, writer.finished, answer),
+            gap_at=partial(_gap_at, bench, item, writer.finished, (reference, answer)),
             tolerance=TOLERANCE[bench.loaded.dtype],
         )
         writer.judge(verdict)
 
 
 def _gap_at(
-    bench: Bench, item: Round, answers: Answers, answer: Generation, position: int
-) -> float:
+    bench: Bench, item: Round, answers: Answers, pair: tuple[Generation, Generation], position: int
+) -> float | None:
+    """The gap of the two tokens at ``position``; None where one text has ended already."""
+    if any(position >= len(answer.output_ids) for answer in pair):
+        return None
     prompt = prompt_of(bench, item, answers)
-    return top_two_gap(bench.target, [*prompt, *answer.output_ids[:position]])
+    shared = [*prompt, *pair[0].output_ids[:position]]
+    return gap_to_best(bench.target, shared, [answer.output_ids[position] for answer in pair])

@@ -63,14 +63,16 @@ class Target:
         model: a ``transformers`` causal language model in eval mode.  It becomes the target's: its
             attention implementation is switched to ours.
         name: what packaged draft weights are looked up by.
+        tokenizer: the model's own, whose vocabulary a second model must share; None: not known.
 
     Raises:
         UsageError: the family's layers, run one by one, do not give what the model itself gives.
     """
 
-    def __init__(self, model: Any, *, name: str = "") -> None:
+    def __init__(self, model: Any, *, name: str = "", tokenizer: Any = None) -> None:
         self.model = model
         self.name = name
+        self.tokenizer = tokenizer
         self.config = model.config
         self.n_layers: int = len(_decoder_layers(model))
         self.hidden_size: int = model.config.hidden_size

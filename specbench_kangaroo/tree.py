@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,24 @@ class TokenTree:
         """A tree in which every row follows the one before. ``tokens``: (T,)."""
         return cls(tokens, chain_parents(len(tokens)), len(tokens))
 
+    @classmethod
+    def merged(cls, root: int, continuations: Sequence[Sequence[int]]) -> TokenTree:
+        """Several continuations of ``root`` as a trie, so that no token is scored twice.
+
+        Those that begin alike share rows.  Siblings stand in the order of first appearance, and
+        the first continuation lies right behind the root, where accepting it copies no cache rows.
+        """
+        tokens, parents = [root], [-1]
+        rows: dict[tuple[int, int], int] = {}  # (parent's row, token): row
+        for continuation in continuations:
+            row = 0
+            for token in continuation:
+                parent, row = row, rows.setdefault((row, token), len(tokens))
+                if row == len(tokens):
+                    tokens.append(token)
+                    parents.append(parent)
+        return cls(torch.tensor(tokens), tuple(parents), len(tokens))
+
     @property
     def depths(self) -> tuple[int, ...]:
         """(T,) the number of edges from the root; a row's position is ``length + depth``."""
@@ -83,11 +102,13 @@ def ancestor_closure(parents: tuple[int, ...]) -> Tensor:
 
     The result is shared between calls: do not write to it.
     """
-    closure = torch.eye(len(parents), dtype=torch.bool)
+    closure = np.eye(
+        len(parents), dtype=np.bool_
+    )  # some trees are new in every step: no torch here
     for row, parent in enumerate(parents):
         if parent >= 0:
             closure[row] |= closure[parent]
-    return closure
+    return torch.from_numpy(closure)
 
 
 def attention_mask(

@@ -83,7 +83,7 @@ class Stub:
     """Drafts ``depth`` tokens: the target's own greedy continuation, wrong from ``right`` on."""
 
     Options: ClassVar[type[method.MethodOptions]] = method.MethodOptions
-    lossy: ClassVar[bool] = False
+    lossy: bool = False
     taps: tuple[int, ...] = ()
     weights: Mapping[str, Any] = {}
 

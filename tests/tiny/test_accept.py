@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.accept import Acceptance, accept_greedy, accept_sampling
+from specbench_kangaroo.accept import (
+    Acceptance,
+    Typical,
+    accept_greedy,
+    accept_sampling,
+    accept_typical,
+)
 from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.tree import TokenTree
 
@@ -153,3 +159,16 @@ def test_a_certain_token_of_the_draft_that_the_target_excludes_is_rejected() -> 
     found = accept_sampling(tree, logits, None, Sampler(Sampling(temperature=1.0), SeededChance(0)))
     assert found.rows == (0,)
     assert found.bonus != 1
+
+
+def test_typical_acceptance_takes_the_longest_path_of_tokens_that_are_not_unlikely() -> None:
+    """Thresholds written out: min(ε, δ·exp(-entropy)) of the parent's distribution."""
+    p = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.97, 0.01, 0.01, 0.01], [0.25] * 4, [0.25] * 4])
+    tree = TokenTree(torch.tensor([0, 0, 1, 1]), (-1, 0, 0, 1), 4)  # 0 -> {0 -> 1, 1}
+    found = accept_typical(tree, p.log(), Typical(0.09, 0.3), None)
+    assert found.rows == (0, 1), "1 % after a sure token is not typical; of equals the likelier"
+    assert found.bonus == 0
+    lenient = accept_typical(tree, p.log(), Typical(0.005, 0.3), None)
+    assert lenient.rows == (0, 1, 3), "with a lower ε the longer path is typical"
+    strict = accept_typical(tree, p.log(), Typical(0.9, 3.0), None)
+    assert strict.rows == (0,), "a threshold above every chance accepts nothing"

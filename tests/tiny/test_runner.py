@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from specbench_kangaroo.bench import Bench, manifest
 from specbench_kangaroo.questions import Question
 from specbench_kangaroo.records import Generation
-from specbench_kangaroo.runner import execute
+from specbench_kangaroo.runner import execute, gap_to_best
 from specbench_kangaroo.stats import summarise, to_json
 from specbench_kangaroo.store import Run, RunWriter, read_run
 
@@ -198,3 +199,13 @@ def test_missing_verdicts_are_made_up_for(tmp_path: Path) -> None:
     found = run(bench, tmp_path / "run", resume=True)
     assert len(method.prompts) == asked, "verdicts need neither a warm-up nor a generation"
     assert found.judgements.equals(whole.judgements)
+
+
+@torch.inference_mode()
+def test_only_the_two_best_tokens_can_be_a_near_tie() -> None:
+    model, prompt = target(FAMILY), [5, 9, 3]
+    logits = model.prefill(torch.tensor(prompt), model.new_cache(3)).logits[0]
+    best, second, third = logits.topk(3).indices.tolist()
+    gap = float(logits[best] - logits[second])
+    assert gap_to_best(model, prompt, [best, second]) == pytest.approx(gap)
+    assert gap_to_best(model, prompt, [best, third]) > gap, "a third token is no tie's other side"

@@ -61,6 +61,37 @@ def test_a_chain_is_a_tree_without_branches() -> None:
     assert chain_parents(1) == (-1,)
 
 
+def test_merged_continuations_share_rows_and_keep_their_order() -> None:
+    tree = TokenTree.merged(7, [(4, 5, 6), (9,), (4, 8), (4, 5, 2), (), (9, 5)])
+    assert tree.tokens.tolist() == [7, 4, 5, 6, 9, 8, 2, 5]
+    assert tree.parents == (-1, 0, 1, 2, 0, 1, 2, 4)
+    assert tree.n_candidates == 8, "every merged row is there to be accepted"
+    assert tree.children(0) == (1, 4), "siblings are tried in the order of first appearance"
+
+
+def test_merging_one_continuation_gives_a_chain_and_none_the_root() -> None:
+    one = TokenTree.merged(7, [(7, 7, 8)])
+    assert (one.tokens.tolist(), one.parents) == ([7, 7, 7, 8], chain_parents(4))
+    for nothing in ([], [()]):
+        alone = TokenTree.merged(7, nothing)
+        assert (alone.tokens.tolist(), alone.parents, alone.depth) == ([7], (-1,), 0)
+
+
+@given(
+    continuations=st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=7),
+)
+def test_a_merged_tree_has_a_row_for_every_distinct_beginning(
+    continuations: list[list[int]],
+) -> None:
+    tree = TokenTree.merged(1, continuations)
+    paths: list[tuple[int, ...]] = []
+    for parent, token in zip(tree.parents, tree.tokens.tolist(), strict=True):
+        paths.append((*paths[parent], token) if parent >= 0 else ())
+    wanted = {tuple(c[:size]) for c in continuations for size in range(len(c) + 1)} | {()}
+    assert len(paths) == len(set(paths)), "a token would be scored twice"
+    assert set(paths) == wanted, "a continuation cannot be accepted, or one came from nowhere"
+
+
 def test_rows_that_ride_along_are_neither_children_nor_depth() -> None:
     tree = TokenTree(torch.arange(5), (-1, 0, 0, 2, 3), n_candidates=3)
     assert tree.children(0) == (1, 2)

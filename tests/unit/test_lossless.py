@@ -53,3 +53,12 @@ def test_only_a_gap_below_the_tolerance_is_a_near_tie():
 def test_coarser_dtypes_are_given_more_room():
     order = ["float64", "float32", "float16", "bfloat16"]
     assert sorted(TOLERANCE, key=TOLERANCE.__getitem__) == order
+
+
+def test_a_text_that_ends_early_is_no_tie():
+    found = judge(KEY, [1, 2], [1], gap_at=lambda _: None, tolerance=1.0)
+    assert (found.verdict, found.first_difference, found.logit_gap) == (
+        Lossless.VIOLATION,
+        1,
+        None,
+    ), "a near tie can change a token, but not end a text"
