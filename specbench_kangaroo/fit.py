@@ -118,7 +118,8 @@ class _Output:
         record = {**state.record(self.plan.settings), **self.about, "package_version": __version__}
         record["dtype"] = self.loaded.dtype
         scratch = path.with_name(f"{path.name}.new")
-        provenance = Provenance(self.loaded.name, self.loaded.sha256, record)
+        about = (self.loaded.name, self.loaded.sha256)
+        provenance = Provenance(*about, record, state.best_ranks)
         self.trainee.save(scratch, self.head, provenance)
         os.replace(scratch, path)  # a kill leaves the file before or the file after, never half
 

@@ -3,13 +3,14 @@
 Knows: feature stores, the target's LM head.  Does not know: the draft head or its optimiser.
 
 Position t's state predicts token t+1, so an answer that starts at P is predicted from P-1 on; a
-prompt's positions are seen by attention but carry no loss.
+prompt's positions are seen by attention but carry no loss.  A head that looks further imitates at
+t what the target predicts at ``t + ahead``, up to the answer's end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,17 +27,27 @@ _BATCHES_SORTED_TOGETHER = 16  # documents of like length share a batch, yet eve
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some documents, right-padded; M answer positions among them carry the loss."""
+    """Some documents, right-padded; answer positions among them carry the loss.
+
+    There are as many groups of rows as positions ahead are predicted; M is the sum over groups,
+    and whatever has M entries holds one group after the other.
+    """
 
     hidden: Tensor  # [B, S, H] float32
-    rows: Tensor  # (M,) answer positions in the flattened [B * S]
+    rows: tuple[Tensor, ...]  # each (M_i,), ascending: answer positions in the flattened [B * S]
     teacher_ids: Tensor  # (M, k) vocabulary indices of the target's k likeliest tokens
     teacher_probabilities: Tensor  # (M, k), renormalised to 1
-    labels: Tensor  # (M,) vocabulary index of the next token of the text, -1 outside it
+    labels: Tensor  # (M,) vocabulary index of the text's token there, -1 outside it
 
     def to(self, device: torch.device) -> Batch:
         """This batch where the draft head computes."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return Batch(
+            self.hidden.to(device),
+            tuple(rows.to(device) for rows in self.rows),
+            self.teacher_ids.to(device),
+            self.teacher_probabilities.to(device),
+            self.labels.to(device),
+        )
 
 
 class Teacher:
@@ -46,12 +57,20 @@ class Teacher:
         lm_head: (V, H) the target's output matrix.
         vocabulary: (V',) its rows that the draft predicts over.
         top_k: how many predictions to keep, at most V': the rest of the mass is spread over them.
+        ahead: whose predictions a position's state is to imitate; 0 is its own.
     """
 
     def __init__(
-        self, store: FeatureStore, lm_head: Tensor, vocabulary: Tensor, *, top_k: int
+        self,
+        store: FeatureStore,
+        lm_head: Tensor,
+        vocabulary: Tensor,
+        *,
+        top_k: int,
+        ahead: Sequence[int] = (0,),
     ) -> None:
         self._store = store
+        self._ahead = tuple(ahead)
         self._answers = [_answer_rows(store, i) for i in range(len(store.spans))]
         count, top_k = len(store.tokens), min(top_k, len(vocabulary))
         self._ids = torch.zeros(count, top_k, dtype=torch.int32)
@@ -103,15 +122,17 @@ class Teacher:
         spans = [self._store.spans[i] for i in group]
         longest = max(end - start for start, end in spans)
         states = torch.zeros(len(group), longest, hidden.shape[1])  # [B, S, H]
-        rows = []
         for row, (start, end) in enumerate(spans):
             # A copy: torch warns of the memory map, which cannot be written.
             states[row, : end - start] = torch.from_numpy(hidden[start:end].astype(np.float32))
-            rows.append(self._answers[group[row]] - start + row * longest)
-        stored = torch.from_numpy(np.concatenate([self._answers[i] for i in group]))
+        answers = [self._answers[i] for i in group]
+        shifts = [row * longest - start for row, (start, _) in enumerate(spans)]
+        stored = torch.from_numpy(
+            np.concatenate([answer[ahead:] for ahead in self._ahead for answer in answers])
+        )
         return Batch(
             hidden=states,
-            rows=torch.from_numpy(np.concatenate(rows)),
+            rows=tuple(_placed(answers, shifts, ahead) for ahead in self._ahead),
             teacher_ids=self._ids[stored].long(),
             teacher_probabilities=self._probabilities[stored].float(),
             labels=self._labels[stored],
@@ -130,6 +151,15 @@ def frequent_tokens(store: FeatureStore, size: int, *, always: Sequence[int]) ->
 def _answer_rows(store: FeatureStore, document: int) -> _Rows:
     start, end = store.spans[document]
     return np.arange(start + store.prompt_lengths[document] - 1, end - 1)
+
+
+def _placed(answers: Sequence[_Rows], shifts: Sequence[int], ahead: int) -> Tensor:
+    """(M_i,) rows of the flattened states that have a prediction ``ahead`` of them to imitate."""
+    kept = [
+        answer[: max(0, len(answer) - ahead)] + shift
+        for answer, shift in zip(answers, shifts, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(kept))
 
 
 def _cut(order: Sequence[int], answers: Sequence[_Rows], size: int) -> list[list[int]]:

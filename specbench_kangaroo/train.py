@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,7 @@ from specbench_kangaroo.teacher import Batch, Teacher
 from specbench_kangaroo.training_state import TrainSettings, TrainState, Validation
 
 _CLIP_NORM = 1.0
+_VALIDATED_ROWS = 2048  # their logits lie in memory whole
 # With another seed or share, answers that were trained on would be held back for validation.
 _SAME_BATCHES = {"batch_tokens", "seed", "validation_share"}
 
@@ -38,9 +39,13 @@ class DraftHead(Protocol):
     module: nn.Module
     exit_layer: int | str
     vocabulary: Tensor  # (V',) the LM-head rows that the head predicts over
+    ahead: tuple[int, ...]  # ascending; 0: the position's own next token, 1: the one after it, …
 
-    def states(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """What the LM head reads: (M, H), at ``rows`` (M,) of the flat ``hidden`` [B, S, H]."""
+    def states(self, hidden: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """What the LM head reads: (M, H), one group of rows after the other.
+
+        ``rows[i]`` (M_i,) of the flat ``hidden`` [B, S, H] are to predict ``ahead[i]``.
+        """
         ...
 
 
@@ -77,7 +82,9 @@ class Trainer:
         self._checkpoint = checkpoint
         self._device = lm_head.device
         self._frozen = FrozenHead(lm_head[head.vocabulary])
-        self._teacher = Teacher(store, lm_head, head.vocabulary, top_k=settings.teacher_top_k)
+        self._teacher = Teacher(
+            store, lm_head, head.vocabulary, top_k=settings.teacher_top_k, ahead=head.ahead
+        )
         order = np.random.default_rng(settings.seed).permutation(len(store.spans)).tolist()
         held_back = max(1, round(settings.validation_share * len(order)))
         self._held_back, self._train = order[:held_back], order[held_back:]
@@ -95,7 +102,7 @@ class Trainer:
         for batch in self._batches():
             started = time.monotonic()
             self._step(batch)
-            state.tokens_seen += len(batch.rows)
+            state.tokens_seen += len(batch.rows[0])
             state.seconds += time.monotonic() - started
             hooks.on_tokens(state.tokens_seen)
             due = state.validations[-1].tokens_seen + self._settings.validate_every
@@ -139,20 +146,27 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, hooks: Hooks) -> None:
-        agreed = loss = rows = 0.0
+        losses, ranks = [], []
+        at_once = _VALIDATED_ROWS // len(self._head.ahead)
         for batch in self._teacher.batches(
-            self._held_back, self._head.exit_layer, answer_tokens=2048, seed=None
+            self._held_back, self._head.exit_layer, answer_tokens=at_once, seed=None
         ):
             batch = batch.to(self._device)  # noqa: PLW2901
             logits = self._frozen.forward(self._head.states(batch.hidden, batch.rows))  # (M, V')
-            agreed += float((logits.argmax(-1) == batch.labels).sum())
-            loss += float(soft_cross_entropy(logits, batch)) * len(batch.rows)
-            rows += len(batch.rows)
-        validation = Validation(self.state.tokens_seen, agreed / rows, loss / rows)
+            losses.append(float(soft_cross_entropy(logits, batch)) * len(logits))
+            ranks.append(_ranks(logits, batch).cpu())
+        found = torch.cat(ranks)  # (R, O)
+        there = (found >= 0).sum(0)  # (O,)
+        by_position = ((found == 0).sum(0) / there).tolist()
+        agreement = int((found == 0).sum()) / int(there.sum())
+        validation = Validation(
+            self.state.tokens_seen, agreement, sum(losses) / int(there.sum()), tuple(by_position)
+        )
         self.state.validations.append(validation)
         if self.state.best is validation:
             weights = self._head.module.state_dict()
             self.state.best_weights = {key: value.clone() for key, value in weights.items()}
+            self.state.best_ranks = found
         self._save()
         hooks.on_validation(validation)
 
@@ -184,3 +198,17 @@ class Trainer:
         self.state = TrainState(**saved["state"])
         self._head.module.load_state_dict(saved["module"])
         self._optimiser.restore(saved["optimiser"])
+
+
+def _ranks(logits: Tensor, batch: Batch) -> Tensor:
+    """(R, O) how many tokens each position's predictions put before the text's own; int32.
+
+    Row r is the r-th position of the first group.  A token outside the vocabulary comes last, and
+    -1 stands where the answer has ended.
+    """
+    chosen = logits.gather(-1, batch.labels.clamp(min=0)[:, None])  # (M, 1)
+    found = (logits > chosen).sum(-1).masked_fill(batch.labels < 0, logits.shape[-1])  # (M,)
+    ranks = found.new_full((len(batch.rows[0]), len(batch.rows)), -1)
+    for group, part in enumerate(torch.split(found, [len(rows) for rows in batch.rows])):
+        ranks[torch.searchsorted(batch.rows[0], batch.rows[group]), group] = part
+    return ranks.int()

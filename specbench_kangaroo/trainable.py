@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What trained weights say of their making."""
+    """What trained weights say of their making.
+
+    ``ranks`` (R, O) is the rank that the head gave to the text's own token at every held-back
+    position, for each of the positions ahead that it predicts; -1 past the answer's end.
+    """
 
     target: str
     target_sha256: str
     record: Mapping[str, Any]  # settings, validations, text; JSON-ready
+    ranks: Tensor
 
 
 class Trainee(Protocol):

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -46,6 +47,7 @@ class Validation:
     tokens_seen: int
     agreement: float
     loss: float
+    by_position: tuple[float, ...] = ()  # agreement at each of the positions ahead
 
 
 @dataclass(slots=True)
@@ -58,6 +60,9 @@ class TrainState:
     seconds: float = 0.0
     validations: list[Validation] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    # (R, O): what rank the best weights gave to the text's token, at each held-back position and
+    # for each of the positions ahead; -1 past the answer's end.
+    best_ranks: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int32))
 
     @property
     def best(self) -> Validation:

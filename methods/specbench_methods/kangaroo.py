@@ -30,6 +30,7 @@ from specbench_methods.parts.kangaroo_adapter import (
 )
 from specbench_methods.parts.kangaroo_draft import AdapterRunner, Growth
 from specbench_methods.parts.kangaroo_training import KangarooTrainee
+from specbench_methods.parts.weight_files import shipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class Kangaroo:
     """Early-exit drafting with a trained adapter, verified by the remaining layers."""
 
     Options: ClassVar[type[MethodOptions]] = KangarooOptions
-    lossy: ClassVar[bool] = False
+    lossy: bool = False
 
     def __init__(self, target: Target, options: KangarooOptions, loaded: LoadedAdapter) -> None:
         self.options = options = _filled_in(options, loaded)
@@ -181,8 +182,8 @@ def _filled_in(options: KangarooOptions, loaded: LoadedAdapter) -> KangarooOptio
 
 
 def _shipped_adapter(model: str) -> Path:
-    path = Path(__file__).parent / "weights" / model / "kangaroo.safetensors"
-    if not model or not path.is_file():
+    path = shipped(model, "kangaroo")
+    if path is None:
         raise UsageError(
             f"no Kangaroo adapter is shipped for {model or 'this model'}: give "
             "kangaroo.adapter=FILE, or make one with specbench train kangaroo"

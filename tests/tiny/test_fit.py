@@ -95,7 +95,8 @@ def test_training_teaches_and_the_file_says_how(
     assert record["package_version"] == __version__
     assert record["settings"]["learning_rate"] == SETTINGS.learning_rate
     assert record["validation_agreement"] == state.best.agreement
-    assert [Validation(**each) for each in record["validations"]] == state.validations
+    seen = [{**each, "by_position": tuple(each["by_position"])} for each in record["validations"]]
+    assert [Validation(**each) for each in seen] == state.validations
     assert record["tokens_seen"] == state.tokens_seen
     assert record["seconds"] >= 0
     assert [text["file"] for text in record["text"]] == ["a.jsonl", "b.jsonl"]
@@ -188,7 +189,9 @@ def test_every_trainable_method_loads_what_it_saved(name: str, model: Any, tmp_p
     head = trainee.head(torch.arange(VOCABULARY))
     assert list(head.vocabulary) == list(range(VOCABULARY))
     assert any(parameter.requires_grad for parameter in head.module.parameters())
-    trainee.save(tmp_path / "draft", head, Provenance("tiny", "ab", {"start": trainee.start}))
+    ranks = torch.zeros(3, len(head.ahead), dtype=torch.int32)
+    record = {"start": trainee.start}
+    trainee.save(tmp_path / "draft", head, Provenance("tiny", "ab", record, ranks))
     assert (tmp_path / "draft").stat().st_size > 0
 
 

@@ -1,6 +1,6 @@
 """Training a draft head: what it reads, what it aims at, and that a kill changes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def test_the_loss_is_on_predictions_of_answer_tokens_alone(
     for index, document in enumerate(counting(40)):
         (batch,) = teacher.batches([index], 2, answer_tokens=60, seed=None)
         first, last = document.prompt_length - 1, len(document.tokens) - 2
-        assert batch.rows.tolist() == list(range(first, last + 1)), (
+        assert batch.rows[0].tolist() == list(range(first, last + 1)), (
             "the loss begins where the first answer token is predicted and ends before EOS's own "
             "position, whose next token nobody knows"
         )
@@ -113,10 +113,10 @@ def test_the_teacher_is_the_target_within_the_draft_vocabulary(
     (batch,) = teacher.batches([3], 2, answer_tokens=60, seed=None)
     start, end = store.spans[3]
     final = torch.from_numpy(store.hidden(FINAL)[start:end].astype(np.float32))
-    expected = (final[batch.rows] @ lm_head[vocabulary].T).softmax(-1)  # (M, V')
+    expected = (final[batch.rows[0]] @ lm_head[vocabulary].T).softmax(-1)  # (M, V')
     found = torch.zeros_like(expected).scatter(1, batch.teacher_ids, batch.teacher_probabilities)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
-    for label, row in zip(batch.labels.tolist(), batch.rows.tolist(), strict=True):
+    for label, row in zip(batch.labels.tolist(), batch.rows[0].tolist(), strict=True):
         token = int(store.tokens[start + row + 1])
         assert label == (vocabulary.tolist().index(token) if token in vocabulary else -1)
 
@@ -130,7 +130,7 @@ def test_an_epoch_holds_every_document_once(store: FeatureStore, lm_head: Tensor
         for batch in everything(teacher, store, seed=seed):
             longest = batch.hidden.shape[1]
             for row in range(len(batch.hidden)):
-                order.append(tuple(batch.labels[batch.rows // longest == row].tolist()))
+                order.append(tuple(batch.labels[batch.rows[0] // longest == row].tolist()))
         assert sorted(order) == expected, f"seed {seed} lost or repeated an answer"
         orders.append(order)
     assert orders[1] == orders[2], "a resumed epoch must bring the same batches"
@@ -158,7 +158,7 @@ def test_soft_cross_entropy_is_the_sum_over_tokens() -> None:
     logits = torch.randn(5, 7, dtype=torch.float64)
     ids = torch.stack([torch.randperm(7)[:3] for _ in range(5)])
     probabilities = torch.rand(5, 3, dtype=torch.float64).softmax(-1)
-    batch = Batch(torch.zeros(1, 5, 1), torch.arange(5), ids, probabilities, torch.zeros(5))
+    batch = Batch(torch.zeros(1, 5, 1), (torch.arange(5),), ids, probabilities, torch.zeros(5))
     total = 0.0
     for row in range(5):
         for token, p in zip(ids[row].tolist(), probabilities[row].tolist(), strict=True):
@@ -173,7 +173,7 @@ def test_the_chunked_loss_is_soft_cross_entropy_and_so_is_its_gradient() -> None
     weight = torch.randn(vocabulary, size, dtype=torch.float64)
     ids = torch.stack([torch.randperm(vocabulary)[:3] for _ in range(rows)])
     probabilities = torch.rand(rows, 3, dtype=torch.float64).softmax(-1)
-    batch = Batch(torch.zeros(1), torch.arange(rows), ids, probabilities, torch.zeros(rows))
+    batch = Batch(torch.zeros(1), (torch.arange(rows),), ids, probabilities, torch.zeros(rows))
     states = torch.randn(rows, size, dtype=torch.float64, requires_grad=True)
     plain = soft_cross_entropy(states @ weight.T, batch)
     (wanted,) = torch.autograd.grad(plain, states)
@@ -200,9 +200,10 @@ class Follower:
         self.module: torch.nn.Module = torch.nn.Linear(lm_head.shape[1], lm_head.shape[1])
         self.exit_layer: int | str = 1
         self.vocabulary = torch.arange(VOCABULARY)
+        self.ahead: tuple[int, ...] = (0,)
 
-    def states(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        predicted: Tensor = self.module(hidden.flatten(0, 1)[rows])
+    def states(self, hidden: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        predicted: Tensor = self.module(hidden.flatten(0, 1)[rows[0]])
         return predicted
 
 

@@ -7,20 +7,19 @@ Does not know: drafting, caches, or how it is trained; attention is handed in by
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.folders import sha256_of
+from specbench_methods.parts.weight_files import check_tensors, read_safetensors, read_tensors
 
 PUBLISHED_ROPE_BASE = 10_000.0  # fixed in the authors' code, whatever the target's own base
 
@@ -182,7 +181,7 @@ def load_adapter(path: Path, shape: AdapterShape, *, exit_layer: int | None) -> 
         )
     with torch.device("meta"):
         adapter = Adapter(shape)
-    _check_tensors(path, tensors, adapter.state_dict())
+    check_tensors(path, tensors, adapter.state_dict(), owner="a Kangaroo adapter")
     adapter.load_state_dict(tensors, assign=True)
     return LoadedAdapter(adapter.eval(), info, sha256_of(path))
 
@@ -197,14 +196,7 @@ class LoadedAdapter:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AdapterInfo]:
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata = file.metadata() or {}
-    if "kangaroo" not in metadata:
-        raise UsageError(
-            f"{path} has no 'kangaroo' metadata: write it with specbench train kangaroo"
-        )
-    fields = json.loads(metadata["kangaroo"])
+    tensors, fields = read_safetensors(path, "kangaroo")
     vocabulary = fields.pop("draft_vocabulary", None)
     return tensors, AdapterInfo(
         **fields, draft_vocabulary=None if vocabulary is None else tuple(vocabulary)
@@ -214,25 +206,4 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AdapterInfo]:
 def _read_published(path: Path, exit_layer: int | None) -> tuple[dict[str, Tensor], AdapterInfo]:
     if exit_layer is None:
         raise UsageError(f"{path} does not say its exit layer; add kangaroo.exit_layer=N")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UsageError(f"{path} is not a plain file of tensors: {_first_line(error)}") from None
-    return tensors, AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    for key in sorted(wanted.keys() | found.keys()):
-        if key not in found:
-            raise UsageError(f"{path}: tensor {key} is missing")
-        if key not in wanted:
-            raise UsageError(f"{path}: tensor {key} does not belong to a Kangaroo adapter")
-        if found[key].shape != wanted[key].shape:
-            raise UsageError(
-                f"{path}: tensor {key} has shape {list(found[key].shape)}, but this target needs "
-                f"{list(wanted[key].shape)}"
-            )
+    return read_tensors(path), AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,18 @@ class AdapterHead:
     def __init__(self, model: Any, *, exit_layer: int, vocabulary: Tensor) -> None:
         self.exit_layer: int | str = exit_layer
         self.vocabulary = vocabulary
+        self.ahead: tuple[int, ...] = (0,)
         weight = model.lm_head.weight.detach()
         self.module: nn.Module = Adapter(AdapterShape.of(model.config)).to(weight.device)
         self._rotary = copy.deepcopy(model.model.rotary_emb)
 
-    def states(self, hidden: Tensor, rows: Tensor) -> Tensor:
+    def states(self, hidden: Tensor, rows: Sequence[Tensor]) -> Tensor:
         """(M, H) at ``rows`` of the flattened ``hidden`` [B, S, H]; each document starts at 0."""
+        (own,) = rows
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]  # [1, S]
         cos, sin = self._rotary(hidden, positions)  # [1, S, d] each
         states: Tensor = self.module(hidden, cos[:, None], sin[:, None], _causal)  # [B, S, H]
-        return states.flatten(0, 1)[rows]
+        return states.flatten(0, 1)[own]
 
 
 def start_from_target(adapter: nn.Module, model: Any, exit_layer: int) -> None:
