@@ -1,0 +1,132 @@
+"""Medusa: several heads on the final state, each guessing a later token (Cai et al., 2401.10774).
+
+Every step drafts a static tree: at depth d the likeliest guesses of head d-1, combined as the tree
+says.  Heads do not see each other's guesses, so one product drafts all depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from specbench_kangaroo.accept import Typical
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
+from specbench_kangaroo.records import ExitReason
+from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.tree import TokenTree
+from specbench_methods.parts.draft_tree import TreeShape
+from specbench_methods.parts.medusa_heads import HeadRunner, LoadedHeads, load_heads
+from specbench_methods.parts.medusa_training import MedusaTrainee
+from specbench_methods.parts.medusa_trees import chosen_tree, default_tree, write_untrained
+from specbench_methods.parts.weight_files import shipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MedusaOptions(MethodOptions):
+    """What is left out is the heads' own choice if their file names one."""
+
+    heads: str | None = option(None, "checkpoint file; default: the one shipped for the model")
+    tree: str | None = option(None, "best (of the heads' file), published, chain, or a JSON file")
+    nodes: int | None = option(None, "how many nodes of the best tree are drafted")
+    acceptance: str = option("exact", "exact, or typical: the paper's lossy rule")
+    epsilon: float = option(0.09, "ε: the typical rule's largest threshold")
+    delta: float = option(0.3, "δ: the typical rule's threshold is δ·exp(-entropy)")
+    full_vocabulary: bool = option(False, "draft over all tokens, not the heads' frequent ones")
+
+
+class Medusa(PlainMethod):
+    """Heads on the target's final state draft a static tree in one product."""
+
+    Options: ClassVar[type[MethodOptions]] = MedusaOptions
+
+    def __init__(
+        self, target: Target, options: MedusaOptions, loaded: LoadedHeads, tree: TreeShape
+    ) -> None:
+        super().__init__(options)
+        self.tree = tree
+        self.max_rows = 1 + len(tree.paths)
+        self.lossy = options.acceptance == "typical"
+        self._typical = Typical(options.epsilon, options.delta) if self.lossy else None
+        vocabulary = None if options.full_vocabulary else loaded.info.draft_vocabulary
+        self._vocabulary = None if vocabulary is None else torch.tensor(vocabulary)  # (V',)
+        self._heads = HeadRunner(target, loaded.heads, self._vocabulary)
+        self.weights: Mapping[str, Any] = {"sha256": loaded.sha256, **loaded.info.record}
+
+    @classmethod
+    def load(cls, target: Target, options: MedusaOptions) -> Self:
+        """Find and read the heads, and choose the tree; see :class:`Method`."""
+        if options.acceptance not in ("exact", "typical"):
+            raise UsageError(
+                f"medusa.acceptance must be exact or typical, not {options.acceptance!r}"
+            )
+        loaded = load_heads(_path(target, options), target.config)
+        kind = options.tree or default_tree(loaded)
+        tree = chosen_tree(kind, options.nodes, loaded)
+        named = replace(options, tree=kind, nodes=len(tree.paths))
+        return cls(target, named, loaded, tree)
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Path) -> list[MedusaOptions]:
+        """Trees and chains over untrained heads; see :class:`Method`."""
+        heads = write_untrained(target.config, folder / "shared.safetensors", own=False)
+        own = write_untrained(target.config, folder / "own.safetensors", own=True)
+        return [
+            MedusaOptions(heads=heads),
+            MedusaOptions(heads=heads, tree="chain", full_vocabulary=True),
+            MedusaOptions(heads=own, tree="best", nodes=5),
+        ]
+
+    @classmethod
+    def trainee(cls, model: Any, *, exit_layer: int | None) -> MedusaTrainee:
+        """The heads as ``specbench train`` wants them; see :class:`Trainable`."""
+        return MedusaTrainee.of(model, exit_layer)
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        """Start from the prompt's last final state."""
+        self._hidden = output.hidden  # [1, H] at the token before the next root
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """Fill the tree with the heads' likeliest tokens."""
+        tree = self.tree.up_to(budget)
+        if tree.depth == 0:
+            return Draft(TokenTree.chain(torch.tensor([root])), exit_reason=ExitReason.BUDGET)
+        logits = self._heads(self._hidden, tree.depth)  # [D, V']
+        likeliest = logits.topk(tree.width, dim=-1)
+        confidence = (likeliest.values[:, 0].float() - logits.float().logsumexp(-1)).exp()  # (D,)
+        tokens = likeliest.indices  # [D, width]
+        if self._vocabulary is not None:
+            tokens = self._vocabulary[tokens]
+        guesses = tokens.tolist()
+        drafted = [guesses[len(path) - 1][path[-1]] for path in tree.paths]
+        rows = torch.tensor([root, *drafted])
+        drafted_tree = TokenTree(rows, tree.parents, len(rows))
+        reason = ExitReason.MAX_STEPS if tree is self.tree else ExitReason.BUDGET
+        return Draft(
+            drafted_tree,
+            confidence=tuple(confidence.tolist()),
+            exit_reason=reason,
+            typical=self._typical,
+        )
+
+    def observe(self, verdict: Verdict) -> None:
+        """Keep the final state of the last accepted row."""
+        self._hidden = verdict.output.hidden[verdict.rows[-1] :][:1]
+
+
+def _path(target: Target, options: MedusaOptions) -> Path:
+    path = Path(options.heads) if options.heads else shipped(target.name, "medusa")
+    if path is None:
+        raise UsageError(
+            f"no Medusa heads are shipped for {target.name or 'this model'}: give "
+            "medusa.heads=FILE, or make some with specbench train medusa"
+        )
+    return path
+
+
+METHOD = Medusa

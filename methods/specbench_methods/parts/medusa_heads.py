@@ -1,0 +1,186 @@
+"""Medusa's heads: the modules, the files that hold them, and how they draft.
+
+Knows: the heads' arithmetic (Cai et al., arXiv 2401.10774, section 2.1), the published layouts.
+Does not know: trees, verification, or how heads are trained.
+
+Head i predicts token t+2+i from the target's final, normed state at t:
+``p = softmax(W2 (h + SiLU(W1 h + b1)))``, with W2 of its own or the target's LM head.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.folders import sha256_of
+from specbench_kangaroo.packed import Linear
+from specbench_kangaroo.target import Target
+from specbench_methods.parts.weight_files import check_tensors, read_safetensors, read_tensors
+
+PUBLISHED_FILE = "medusa_lm_head.pt"
+_WHOLE_MODEL_PREFIX = "medusa_head."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsShape:
+    """How many heads for which target, and whether each has an output matrix of its own."""
+
+    heads: int
+    hidden_size: int
+    vocab_size: int
+    own: bool = False
+
+    @classmethod
+    def of(cls, config: Any, *, heads: int, own: bool = False) -> HeadsShape:
+        """For a target with this ``transformers`` config."""
+        return cls(
+            heads=heads, hidden_size=config.hidden_size, vocab_size=config.vocab_size, own=own
+        )
+
+
+class _ResBlock(nn.Module):
+    """``x + SiLU(Linear(x))``; it starts as the identity, as the authors' does."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + functional.silu(self.linear(hidden))
+
+
+class Heads(nn.ModuleList):
+    """All heads; names are those of the published files: ``{i}.0.linear.weight``, ``{i}.1.weight``.
+
+    Args:
+        shape: with ``own`` each head ends in a bias-free (V, H) product.
+    """
+
+    def __init__(self, shape: HeadsShape) -> None:
+        super().__init__(nn.ModuleList(_layers(shape)) for _ in range(shape.heads))
+        self.shape = shape
+
+
+def _layers(shape: HeadsShape) -> list[nn.Module]:
+    own = [nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)] if shape.own else []
+    return [_ResBlock(shape.hidden_size), *own]
+
+
+def count_parameters(shape: HeadsShape) -> int:
+    """From the shapes alone: nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Heads(shape).parameters())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsInfo:
+    """What a file of heads says of itself beside its tensors."""
+
+    target: str = ""
+    target_sha256: str = ""
+    draft_vocabulary: tuple[int, ...] | None = None  # LM-head rows that drafting uses; None: all
+    record: Mapping[str, Any] = field(default_factory=dict)  # how they were trained
+    # Draft paths by how often they were right on held-back text, the likeliest first.
+    paths: tuple[tuple[tuple[int, ...], float], ...] = ()
+    drafting: Mapping[str, Any] = field(default_factory=dict)  # options that were fastest with them
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedHeads:
+    """Heads with what their file says of them."""
+
+    heads: Heads
+    info: HeadsInfo
+    sha256: str  # of the file
+
+
+def save_heads(path: Path, heads: nn.Module, info: HeadsInfo) -> None:
+    """Write a safetensors file in the published names; ``info`` goes into its metadata."""
+    tensors = {key: tensor.contiguous() for key, tensor in heads.state_dict().items()}
+    save_file(tensors, path, metadata={"medusa": json.dumps(asdict(info))})
+
+
+def load_heads(path: Path, config: Any) -> LoadedHeads:
+    """Read heads strictly: our safetensors, a published ``medusa_lm_head.pt``, or a whole model.
+
+    Raises:
+        UsageError: no such file, no heads in it, or a tensor that is missing, extra or misshapen.
+    """
+    if path.is_dir():
+        path = path / PUBLISHED_FILE
+    if not path.is_file():
+        raise UsageError(f"no Medusa heads at {path}: give a .safetensors or {PUBLISHED_FILE} file")
+    info = HeadsInfo()
+    if path.suffix == ".safetensors":
+        tensors, fields = read_safetensors(path, "medusa")
+        info = _info(fields)
+    else:
+        tensors = _heads_alone(read_tensors(path))
+    numbers = {int(key.split(".")[0]) for key in tensors if re.match(r"\d+\.", key)}
+    if not numbers:
+        raise UsageError(f"{path} holds no Medusa heads: no tensor named 0.0.linear.weight")
+    shape = HeadsShape.of(config, heads=1 + max(numbers), own="0.1.weight" in tensors)
+    with torch.device("meta"):
+        heads = Heads(shape)
+    check_tensors(path, tensors, heads.state_dict(), owner=f"{shape.heads} Medusa heads")
+    heads.load_state_dict(tensors, assign=True)
+    return LoadedHeads(heads.eval(), info, sha256_of(path))
+
+
+def _heads_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The heads among a whole model's tensors, or all of them."""
+    inside = {key: t for key, t in tensors.items() if key.startswith(_WHOLE_MODEL_PREFIX)}
+    return {key.removeprefix(_WHOLE_MODEL_PREFIX): t for key, t in (inside or tensors).items()}
+
+
+def _info(fields: dict[str, Any]) -> HeadsInfo:
+    vocabulary = fields.pop("draft_vocabulary", None)
+    paths = tuple((tuple(path), float(share)) for path, share in fields.pop("paths", ()))
+    return HeadsInfo(
+        **fields,
+        draft_vocabulary=None if vocabulary is None else tuple(vocabulary),
+        paths=paths,
+    )
+
+
+class HeadRunner:
+    """All heads on one state, in two products.
+
+    Args:
+        vocabulary: (V',) the tokens that shared heads predict over; None: all V.
+    """
+
+    def __init__(self, target: Target, heads: Heads, vocabulary: Tensor | None) -> None:
+        weights = {
+            key: tensor.to(target.device, target.dtype)
+            for key, tensor in heads.state_dict().items()
+        }
+        numbers = range(heads.shape.heads)
+        self._count = heads.shape.heads
+        self._blocks = Linear(
+            torch.cat([weights[f"{i}.0.linear.weight"] for i in numbers]),
+            torch.cat([weights[f"{i}.0.linear.bias"] for i in numbers]),
+        )
+        self._own = [Linear(weights[f"{i}.1.weight"]) for i in numbers if heads.shape.own]
+        if not self._own:
+            head = target.lm_head if vocabulary is None else target.lm_head[vocabulary]
+            self._shared = Linear(head)
+
+    def __call__(self, hidden: Tensor, count: int) -> Tensor:
+        """The first ``count`` heads' logits (count, V') from one final state (1, H)."""
+        states = hidden + functional.silu(self._blocks(hidden)).view(self._count, -1)  # [K, H]
+        if self._own:
+            return torch.cat([self._own[i](states[i : i + 1]) for i in range(count)])
+        return self._shared(states[:count])

@@ -1,0 +1,139 @@
+"""Token Recycling: draft from the candidates that the target's own logits held (Luo et al., 2024).
+
+A table holds the likeliest successors of every token, taken from the last pass in which the target
+scored it, in a rejected row too (arXiv 2408.08696, section 3).  A breadth-first search of the table
+fills a static tree: a node is the successor of its parent's token at the node's rank.  No weights.
+
+Ours, not the paper's:
+
+- The tree is computed, for any number of nodes, where the authors searched theirs greedily.  Rank r
+  is taken to be right with a chance of 0.5 ** (r + 1) at every depth.  Of the paper's 80 nodes the
+  six depths then have 7, 21, 30, 15, 6 and 1; in the published tree they have 8, 21, 25, 15, 8
+  and 3.
+- A prompt fills the table with its own successors, the latest first, until logits replace them: our
+  prefill gives the logits of the last position alone.
+- Of several rows with one token an accepted one counts, else the last.
+- The table is forgotten after a generation.  With ``keep`` it survives, as in the paper, but then
+  drafts depend on the questions before: the text is still the target's, yet a speed cannot be
+  attributed to a question, a resumed run differs, and a seed does not fix a sampled text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
+from specbench_kangaroo.records import ExitReason
+from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.tree import TokenTree
+from specbench_methods.parts.draft_tree import best_first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRecyclingOptions(MethodOptions):
+    """The size of the table and of the tree, and what the table remembers."""
+
+    topk: int = option(8, "successors kept for every token")
+    nodes: int = option(16, "the most tokens drafted in a step, over all branches; the paper's: 80")
+    depth: int = option(6, "the longest branch")
+    keep: bool = option(
+        False, "as in the paper, carry the table over to the next answer, which then depends on it"
+    )
+    prompt: bool = option(True, "start with the successors that stand in the prompt")
+
+
+class TokenRecycling(PlainMethod):
+    """Draft a tree from the target's earlier candidates for what follows each token."""
+
+    Options: ClassVar[type[MethodOptions]] = TokenRecyclingOptions
+
+    def __init__(self, options: TokenRecyclingOptions) -> None:
+        super().__init__(options)
+        chances = [0.5 ** (rank + 1) for rank in range(options.topk)]
+        self.shape = best_first([chances] * options.depth, options.nodes)
+        self.max_rows = len(self.shape.parents)
+        self._table: dict[int, list[int]] = {}  # a token's successors, the likeliest first
+
+    @classmethod
+    def load(cls, target: Target, options: TokenRecyclingOptions) -> Self:
+        """Check the sizes; see :class:`Method`."""
+        for name in ("topk", "nodes", "depth"):
+            if (value := getattr(options, name)) < 1:
+                raise UsageError(f"token_recycling.{name} must be at least 1, not {value}")
+        if options.topk > target.vocab_size:
+            raise UsageError(
+                f"token_recycling.topk is {options.topk}, but the target has {target.vocab_size} "
+                "tokens: give fewer"
+            )
+        return cls(options)
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Path) -> list[TokenRecyclingOptions]:
+        """Trees, a chain, and a cold table; ``keep`` is left out, as its past is no option's."""
+        return [
+            TokenRecyclingOptions(),
+            TokenRecyclingOptions(topk=3, nodes=80, depth=4),
+            TokenRecyclingOptions(topk=1, nodes=3, prompt=False),
+        ]
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        """Fill the table from the prompt, and from the target's logits of its last token."""
+        self._eos = session.eos
+        if not self.options.keep:
+            self._table = {}
+        tokens = prompt.tolist()
+        if self.options.prompt:
+            for token, successor in pairwise(tokens):
+                others = [other for other in self._table.get(token, ()) if other != successor]
+                self._table[token] = [successor, *others][: self.options.topk]
+        self._recycle(tokens[-1:], output.logits)
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """The static tree with the table's tokens; a node that lacks one falls with its subtree."""
+        shape = self.shape.up_to(budget)
+        tokens, parents = [root], [-1]
+        # One entry a row of the shape: its row in the draft, and what may follow it there.
+        rows, successors = [0], [self._successors(root)]
+        for parent, rank in zip(shape.parents[1:], shape.ranks, strict=True):
+            if rank >= len(successors[parent]):
+                rows.append(-1)
+                successors.append(())
+                continue
+            token = successors[parent][rank]
+            rows.append(len(tokens))
+            successors.append(self._successors(token))
+            tokens.append(token)
+            parents.append(rows[parent])
+        self._tokens = tokens
+        tree = TokenTree(torch.tensor(tokens), tuple(parents), len(tokens))
+        return Draft(tree, exit_reason=self._exit_reason(successors[0], budget))
+
+    def observe(self, verdict: Verdict) -> None:
+        """Recycle the candidates of every row; those of accepted rows replace the others'."""
+        self._recycle(self._tokens, verdict.output.logits, last=verdict.rows)
+
+    def _recycle(self, tokens: list[int], logits: Tensor, *, last: Sequence[int] = ()) -> None:
+        """Store the likeliest successors of (T,) tokens by their logits (T, V)."""
+        candidates = logits.topk(self.options.topk, dim=-1).indices.tolist()
+        self._table.update(zip(tokens, candidates, strict=True))
+        for row in last:
+            self._table[tokens[row]] = candidates[row]
+
+    def _successors(self, token: int) -> Sequence[int]:
+        return () if token in self._eos else self._table.get(token, ())
+
+    def _exit_reason(self, first: Sequence[int], budget: int) -> ExitReason:
+        if not first:
+            return ExitReason.NO_DRAFT
+        return ExitReason.BUDGET if budget < self.shape.depth else ExitReason.MAX_STEPS
+
+
+METHOD = TokenRecycling
