@@ -1,7 +1,7 @@
 """Who answers a prompt in a profile, and how: our methods, and transformers' own ``generate``.
 
-Knows: the decoding loop, ``generate`` of an untouched model.  Does not know: the order of a
-profile, or what is computed from its answers.
+Knows: the decoding loop, ``generate`` of an untouched model, plain and assisted.  Does not know:
+any method, the order of a profile, or what is computed from its answers.
 
 End-of-text stops nobody, so that all emit the same number of tokens.
 """
@@ -9,6 +9,7 @@ End-of-text stops nobody, so that all emit the same number of tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,23 +29,60 @@ _PLAIN_GREEDY: Mapping[str, Any] = {
 }
 
 
-def answer(subjects: Subjects, contestant: str, prompt: Sequence[int], new_tokens: int) -> Decoded:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a contestant gave.
+
+    Attributes:
+        decoded: its tokens and times; those of ``generate`` have no steps.
+        passes: passes of the whole target, the prefill included.
+        first_tokens: how many tokens were there after ``ttft_ms``: assisted generation drafts
+            before the prefill, which then verifies that draft as well.
+    """
+
+    decoded: Decoded
+    passes: int
+    first_tokens: int = 1
+
+
+def answer(subjects: Subjects, contestant: str, prompt: Sequence[int], new_tokens: int) -> Answer:
     """Exactly ``new_tokens`` greedy tokens of a contestant, and how long they took."""
     if contestant == GENERATE:
         return generate(subjects.untouched, prompt, new_tokens)
-    return decode(
+    if contestant in subjects.peers:
+        return assisted(subjects.untouched, prompt, new_tokens, subjects.peers[contestant])
+    decoded = decode(
         subjects.target,
         subjects.methods[contestant],
         prompt,
         limits=Limits(max_new_tokens=new_tokens, eos=frozenset()),
         clock=clock_for(subjects.target.device),
     )
+    return Answer(decoded, decoded.target_passes)
+
+
+def generate(model: Any, prompt: Sequence[int], new_tokens: int) -> Answer:
+    """What ``model.generate`` gives without a draft: one token a pass."""
+    clock = clock_for(model.device)
+    decoded = _generated(model, prompt, new_tokens, clock, logits_processor=[_FirstToken(clock)])
+    return Answer(decoded, len(decoded.output_ids))
+
+
+def assisted(
+    model: Any, prompt: Sequence[int], new_tokens: int, options: Mapping[str, Any]
+) -> Answer:
+    """What ``model.generate`` gives with a draft; ``options`` name its kind."""
+    clock = clock_for(model.device)
+    passes = _Passes(clock)
+    decoded = _generated(model, prompt, new_tokens, clock, streamer=passes, **options)
+    return Answer(decoded, len(passes.tokens), passes.tokens[0])
 
 
 @torch.inference_mode()
-def generate(model: Any, prompt: Sequence[int], new_tokens: int) -> Decoded:
-    """What ``model.generate`` gives, in the form of our own loop's answers, without steps."""
-    clock = clock_for(model.device)
+def _generated(
+    model: Any, prompt: Sequence[int], new_tokens: int, clock: Clock, **options: Any
+) -> Decoded:
+    """One call of ``model.generate``; something in ``options`` stamps when its prefill is done."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     clock.stamp()
@@ -53,10 +91,9 @@ def generate(model: Any, prompt: Sequence[int], new_tokens: int) -> Decoded:
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new_tokens,
-        logits_processor=[_FirstToken(clock)],
         # An id that no token has: the check for it costs what it always costs.
         eos_token_id=model.get_output_embeddings().weight.shape[0],
-        **_PLAIN_GREEDY,
+        **{**options, **_PLAIN_GREEDY},
     )  # [1, P + N]
     clock.stamp()
     _, ttft_ms, total_ms = clock.read()
@@ -80,3 +117,30 @@ class _FirstToken:
             self._clock.stamp()
             self._clock = None
         return logits
+
+
+class _Passes:
+    """A streamer: stamps after the first pass, and counts the tokens that every pass gave.
+
+    Assisted generation calls logits processors for the draft as well, before the prefill, and once
+    more for every drafted token: one of ours would stamp too early and cost time.  It streams its
+    tokens once a pass, when they are on the host anyway.  Plain ``generate`` gets no streamer: on
+    a GPU its tokens are not there yet, and fetching them would cost it a wait.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.tokens: list[int] = []
+        self._clock = clock
+        self._prompt_seen = False
+
+    def put(self, ids: Tensor) -> None:
+        """The prompt (1, P) first, then what each pass gave, (1, E)."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        if not self.tokens:
+            self._clock.stamp()
+        self.tokens.append(ids.numel())
+
+    def end(self) -> None:
+        """Called after the last token."""

@@ -1,4 +1,4 @@
-"""A profile: our vanilla against ``generate``, the cost of drafts and of their verification.
+"""A profile: our methods against ``generate``, the cost of drafts and of their verification.
 
 Everything runs in one process and takes turns within every repeat, so that a machine whose speed
 drifts hits all alike.
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from specbench_kangaroo.bandwidth import measured_bandwidth_gb_s
-from specbench_kangaroo.contest import answer
-from specbench_kangaroo.decode import Decoded
+from specbench_kangaroo.contest import Answer, answer
 from specbench_kangaroo.pauses import collected_by_hand
 from specbench_kangaroo.profile_subjects import Subjects
 from specbench_kangaroo.schedule import rotated
@@ -35,7 +34,7 @@ class Sample:
 
     contestant: str
     prompt: int
-    decoded: Decoded
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)

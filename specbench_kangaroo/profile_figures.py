@@ -18,9 +18,9 @@ import numpy as np
 from scipy.stats import quantile_test
 
 from specbench_kangaroo.bootstrap import CONFIDENCE_LEVEL, Figure, Floats, Ratio, figures
-from specbench_kangaroo.decode import Decoded
+from specbench_kangaroo.contest import Answer
 from specbench_kangaroo.profile import Sample, Samples
-from specbench_kangaroo.profile_subjects import GENERATE
+from specbench_kangaroo.profile_subjects import GENERATE, peer_of
 from specbench_kangaroo.records import BASELINE
 from specbench_kangaroo.verify_cost import ROWS
 
@@ -42,16 +42,24 @@ _SHARED = {
     ),
 }
 
+# A method's speed over its peer's: the key, and the columns that it is made of.
+_AGAINST = (
+    ("over_generate", "total_ms", "tokens"),
+    ("over_generate_decode", "decode_ms", "decode_tokens"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class MethodProfile:
-    """One method: ``speedup`` over the baseline, and what only drafting methods have.
+    """One method: ``speedup`` over the baseline, what only drafting methods have, its peer.
 
-    ``differs`` counts the prompts on which it gave other tokens than the baseline.
+    ``differs`` counts the prompts on which it gave other tokens than the baseline, and
+    ``generate_differs`` those on which its peer did; None without a peer.
     """
 
     figures: Mapping[str, Figure]
     differs: int
+    generate_differs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +78,8 @@ class Profile:
 def summarise_profile(samples: Samples, *, weight_bytes: int, about: Mapping[str, Any]) -> Profile:
     """Every figure of a profile; ``weight_bytes`` are those that one token reads."""
     names = list(dict.fromkeys(sample.contestant for sample in samples.answers))
-    methods = [name for name in names if name not in (GENERATE, BASELINE)]
+    apart = {GENERATE, BASELINE, *map(peer_of, names)}
+    methods = [name for name in names if name not in apart]
     columns = _columns(samples.answers, names)
     bandwidth = median_figure(samples.bandwidths_gb_s)
     return Profile(
@@ -103,11 +112,7 @@ def median_figure(samples: Sequence[float]) -> Figure:
 
 def to_json(profile: Profile) -> dict[str, Any]:
     """The document of ``specbench profile --format json``; keys without a meaning are absent."""
-    methods = {
-        name: {key: asdict(figure) for key, figure in method.figures.items()}
-        | {"differs": method.differs}
-        for name, method in profile.methods.items()
-    }
+    methods = {name: _method_json(method) for name, method in profile.methods.items()}
     drafting = [method for method in methods.values() if "draft_step_ms" in method]
     return {
         "schema_version": PROFILE_VERSION,
@@ -121,22 +126,31 @@ def to_json(profile: Profile) -> dict[str, Any]:
     }
 
 
+def _method_json(method: MethodProfile) -> dict[str, Any]:
+    counts = {"differs": method.differs}
+    if method.generate_differs is not None:
+        counts["generate_differs"] = method.generate_differs
+    return {key: asdict(figure) for key, figure in method.figures.items()} | counts
+
+
 def _columns(answers: Sequence[Sample], names: Sequence[str]) -> dict[str, Floats]:
     """Sums per prompt, (n,) each, under names such as ``vanilla.decode_ms``."""
     count = 1 + max(sample.prompt for sample in answers)
     columns: dict[str, Floats] = {}
     for sample in answers:
-        for key, amount in _amounts(sample.decoded).items():
+        for key, amount in _amounts(sample.answer).items():
             column = columns.setdefault(f"{sample.contestant}.{key}", np.zeros(count))
             column[sample.prompt] += amount
     return columns
 
 
-def _amounts(decoded: Decoded) -> dict[str, float]:
+def _amounts(answer: Answer) -> dict[str, float]:
+    decoded = answer.decoded
     return {
         "tokens": len(decoded.output_ids),
+        "passes": answer.passes,
         "total_ms": decoded.total_ms,
-        "decode_tokens": len(decoded.output_ids) - 1,
+        "decode_tokens": len(decoded.output_ids) - answer.first_tokens,
         "decode_ms": decoded.total_ms - decoded.ttft_ms,
         "phases_ms": sum(s.draft_ms + s.verify_ms + s.accept_ms for s in decoded.steps),
         "steps": len(decoded.steps),
@@ -161,17 +175,41 @@ def _method(answers: Sequence[Sample], columns: Mapping[str, Floats], name: str)
         ratios["mean_accepted_tokens"] = Ratio(
             (f"{name}.accepted",), (f"{name}.steps",), constant=1.0
         )
+    peer = peer_of(name)
+    has_peer = f"{peer}.tokens" in columns
+    if has_peer:
+        ratios |= _against(name, peer)
     found = figures(ratios, columns)
     if draft_steps_ms:
         found["draft_step_ms"] = median_figure(draft_steps_ms)
-    return MethodProfile(found, _differs(answers, name))
+    return MethodProfile(
+        found, _differs(answers, name), _differs(answers, peer) if has_peer else None
+    )
+
+
+def _against(name: str, peer: str) -> dict[str, Ratio]:
+    """A method's speed over its peer's, what that is made of, and how well each drafted.
+
+    All passes count in ``compression_rate``, the prefill too, as a peer's drafts begin there.
+    """
+    ratios = {
+        "compression_rate": Ratio((f"{name}.tokens",), (f"{name}.passes",)),
+        "generate_compression_rate": Ratio((f"{peer}.tokens",), (f"{peer}.passes",)),
+    }
+    for key, ms, tokens in _AGAINST:
+        ratios[key] = Ratio(
+            (f"{name}.{tokens}", f"{peer}.{ms}"), (f"{peer}.{tokens}", f"{name}.{ms}")
+        )
+        ratios[f"{ms}_per_token"] = Ratio((f"{name}.{ms}",), (f"{name}.{tokens}",))
+        ratios[f"generate_{ms}_per_token"] = Ratio((f"{peer}.{ms}",), (f"{peer}.{tokens}",))
+    return ratios
 
 
 def _draft_steps_ms(answers: Sequence[Sample], name: str) -> list[float]:
     """Milliseconds per drafted depth: each answer's median, as its steps are not independent."""
     medians_ms = []
     for sample in answers:
-        steps = sample.decoded.steps if sample.contestant == name else ()
+        steps = sample.answer.decoded.steps if sample.contestant == name else ()
         if steps_ms := [step.draft_ms / step.drafted for step in steps if step.drafted]:
             medians_ms.append(median(steps_ms))
     return medians_ms
@@ -179,6 +217,6 @@ def _draft_steps_ms(answers: Sequence[Sample], name: str) -> list[float]:
 
 def _differs(answers: Sequence[Sample], name: str) -> int:
     """The prompts to which a contestant ever gave other tokens than the baseline."""
-    ours = {(s.prompt, s.decoded.output_ids) for s in answers if s.contestant == BASELINE}
-    theirs = {(s.prompt, s.decoded.output_ids) for s in answers if s.contestant == name}
+    ours = {(s.prompt, s.answer.decoded.output_ids) for s in answers if s.contestant == BASELINE}
+    theirs = {(s.prompt, s.answer.decoded.output_ids) for s in answers if s.contestant == name}
     return len({prompt for prompt, _ in theirs - ours})

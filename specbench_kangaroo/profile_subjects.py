@@ -7,8 +7,9 @@ measured, or any method by name but the baseline.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -29,15 +30,42 @@ GENERATE = "generate"
 MAX_PROMPT_TOKENS = 200
 
 
+@runtime_checkable
+class HasPeer(Protocol):
+    """A method that transformers' ``generate`` has too; nothing else tells it from the others."""
+
+    def generate_options(self) -> Mapping[str, Any]:
+        """Keyword arguments with which ``generate`` of the untouched target drafts the same.
+
+        Called once, before anything is timed, so an assistant is loaded here.  How an assistant
+        drafts is read from its own ``generation_config`` and not from these arguments: a constant
+        number of tokens and no confidence threshold are to be set there.
+
+        Raises:
+            UsageError: something that ``generate`` needs does not fit or work here.
+        """
+        ...
+
+
+def peer_of(method: str) -> str:
+    """The contestant that is ``generate`` doing the same as a method."""
+    return f"{GENERATE}:{method}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileRequest:
-    """A profile as it was asked for; no methods means those with trained weights for the model."""
+    """A profile as it was asked for.
+
+    No methods means those with trained weights for the model, and with ``peers`` also those that
+    transformers' ``generate`` has.
+    """
 
     model: ModelChoice
     methods: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     new_tokens: int = 64
     repeats: int = 7
+    peers: bool = False  # whether generate competes with each method by the same method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +77,13 @@ class Subjects:
     untouched: Any  # the same model once more, attention and all as transformers loads it
     methods: Mapping[str, Method]
     prompts: tuple[tuple[int, ...], ...]
+    peers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arguments of generate
 
     @property
     def contestants(self) -> tuple[str, ...]:
-        """``generate``, the baseline, and the methods."""
-        return (GENERATE, *self.methods)
+        """``generate``, the baseline, and the methods, each just before its peer."""
+        pairs = chain.from_iterable((name, peer_of(name)) for name in self.methods)
+        return (GENERATE, *(name for name in pairs if name in self.methods or name in self.peers))
 
 
 def open_subjects(request: ProfileRequest) -> Subjects:
@@ -63,19 +93,23 @@ def open_subjects(request: ProfileRequest) -> Subjects:
         UsageError: a model, method or option that does not exist, fit or work here.
     """
     method_options(request.methods, request.options if request.methods else ())
+    if request.peers and request.methods:
+        _require_a_peer(request.methods)
     choice = request.model
     load = {"revision": choice.revision, "dtype": choice.dtype, "device": choice.device}
     loaded = load_model(choice.name, **load)
     prompts = _prompts(loaded, request.new_tokens)
-    target = Target(loaded.model, name=loaded.name)
-    chosen = request.methods or _trained(target)
+    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer)
+    chosen = request.methods or _chosen(target, peers=request.peers)
     options = method_options(chosen, request.options)
+    methods = {name: method_class(name).load(target, given) for name, given in options.items()}
     return Subjects(
         loaded=loaded,
         target=target,
         untouched=load_model(choice.name, **load).model,
-        methods={name: method_class(name).load(target, given) for name, given in options.items()},
+        methods=methods,
         prompts=prompts,
+        peers=_peers(methods) if request.peers else {},
     )
 
 
@@ -93,9 +127,12 @@ def about(subjects: Subjects, request: ProfileRequest) -> dict[str, Any]:
     }
 
 
-def _trained(target: Target) -> tuple[str, ...]:
-    """The methods that come with trained weights for this target."""
-    found = []
+def _chosen(target: Target, *, peers: bool) -> tuple[str, ...]:
+    """The methods with trained weights for this target, then with ``peers`` those that have one.
+
+    Those with weights come first: the document's ``draft_step_ms`` is the first method's.
+    """
+    trained, paired = [], []
     for name in method_names():
         kind = method_class(name)
         try:
@@ -103,8 +140,33 @@ def _trained(target: Target) -> tuple[str, ...]:
         except UsageError:  # no weights, or none that fit
             continue
         if method.weights and name != BASELINE:
-            found.append(name)
-    return tuple(found)
+            trained.append(name)
+        elif peers and isinstance(method, HasPeer):
+            paired.append(name)
+    return (*trained, *paired)
+
+
+def _peers(methods: Mapping[str, Method]) -> dict[str, Mapping[str, Any]]:
+    """By contestant: the arguments of ``generate`` for every method that it has too."""
+    return {
+        peer_of(name): method.generate_options()
+        for name, method in methods.items()
+        if isinstance(method, HasPeer)
+    }
+
+
+def _require_a_peer(methods: Sequence[str]) -> None:
+    """Refuse a comparison without anything to compare.
+
+    Raises:
+        UsageError: ``generate`` has none of the methods; lists those that it has.
+    """
+    having = [name for name in method_names() if issubclass(method_class(name), HasPeer)]
+    if not any(name in having for name in methods):
+        raise UsageError(
+            f"--peers: transformers' generate has no counterpart to {', '.join(methods)}; "
+            f"it has one to: {', '.join(having) or 'none'}"
+        )
 
 
 def _prompts(loaded: LoadedModel, new_tokens: int) -> tuple[tuple[int, ...], ...]:

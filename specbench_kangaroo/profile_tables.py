@@ -33,6 +33,11 @@ _METHOD_COLUMNS = (
     ("mean accepted", "mean_accepted_tokens"),
     ("draft step, ms", "draft_step_ms"),
 )
+# Keys of the lines of a method against its peer: with the prefill, and without.
+_AGAINST = (
+    ("total_ms_per_token", "generate_total_ms_per_token", "over_generate"),
+    ("decode_ms_per_token", "generate_decode_ms_per_token", "over_generate_decode"),
+)
 _CAPTION = (
     "in brackets: 95 % intervals; of ratios and ms per token by BCa bootstrap over",
     "prompts, of the others, which are medians, between order statistics",
@@ -42,9 +47,12 @@ _CAPTION = (
 def terminal(profile: Profile) -> Group:
     """Tables for :meth:`rich.console.Console.print`."""
     parts: list[RenderableType] = [_title(profile), Text(), _speeds(profile)]
-    parts += [Text(_tokens_line(profile)), Text(), _passes(profile), Text()]
+    parts.append(Text(_tokens_line("generate", profile.generate_differs, profile.prompts)))
+    parts += [Text(), _passes(profile), Text()]
     if profile.methods:
         parts += [_methods(profile), Text()]
+    if any(method.generate_differs is not None for method in profile.methods.values()):
+        parts += [*_against(profile), Text()]
     return Group(*parts, *(Text(line, style="dim") for line in _CAPTION))
 
 
@@ -73,13 +81,10 @@ def _speeds(profile: Profile) -> Table:
     return table
 
 
-def _tokens_line(profile: Profile) -> str:
-    if not profile.generate_differs:
-        return f"generate gave the tokens of {BASELINE} on every prompt"
-    return (
-        f"generate gave other tokens than {BASELINE} on {profile.generate_differs} of "
-        f"{profile.prompts} prompts"
-    )
+def _tokens_line(who: str, differs: int, prompts: int) -> str:
+    if not differs:
+        return f"{who} gave the tokens of {BASELINE} on every prompt"
+    return f"{who} gave other tokens than {BASELINE} on {differs} of {prompts} prompts"
 
 
 def _passes(profile: Profile) -> Table:
@@ -96,6 +101,20 @@ def _methods(profile: Profile) -> Table:
         cells = (_cell(method.figures, key, ".2f") for _, key in _METHOD_COLUMNS)
         table.add_row(name, *cells, f"{method.differs} of {profile.prompts}")
     return table
+
+
+def _against(profile: Profile) -> list[RenderableType]:
+    """Methods that ``generate`` has too: their times, its times, and its tokens."""
+    table = _table("method", "ms per token", "generate's", "speed / its")
+    lines = []
+    for name, method in profile.methods.items():
+        if method.generate_differs is None:
+            continue
+        for label, keys in zip((name, "  without the prefill"), _AGAINST, strict=True):
+            table.add_row(label, *(_cell(method.figures, key, ".2f") for key in keys))
+        who = f"generate by {name}"
+        lines.append(Text(_tokens_line(who, method.generate_differs, profile.prompts)))
+    return [Text("against transformers' own", style="bold"), table, *lines]
 
 
 def _table(first: str, *headings: str) -> Table:

@@ -48,6 +48,14 @@ Methods = Annotated[
         metavar="NAME",
     ),
 ]
+Peers = Annotated[
+    bool,
+    typer.Option(
+        "--peers",
+        help="Set each method that transformers has too against generate by the same method. "
+        "Without --method: all of those too that need no options.",
+    ),
+]
 NewTokens = Annotated[int, typer.Option(min=2, help="Tokens per answer, exactly.", metavar="N")]
 Repeats = Annotated[int, typer.Option(min=1, help="How often all is measured.", metavar="N")]
 Format = Annotated[ProfileFormat, typer.Option("--format", help="What to write.")]
@@ -64,6 +72,7 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
     device: flags.Device = None,
     method: Methods = None,
     option: flags.MethodOptions = None,
+    peers: Peers = False,
     new_tokens: NewTokens = 64,
     repeats: Repeats = 7,
     format_: Format = ProfileFormat.TERMINAL,
@@ -83,6 +92,7 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
         options=tuple(option or ()),
         new_tokens=new_tokens,
         repeats=repeats,
+        peers=peers,
     )
     try:
         found = _measured(request)

@@ -5,24 +5,27 @@ No figure's size is asserted: times on a busy machine say nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from specbench_kangaroo import bandwidth, contest, registry
 from specbench_kangaroo import profile as profiling
 from specbench_kangaroo.cli.main import main
+from specbench_kangaroo.clock import FakeClock
+from specbench_kangaroo.contest import Answer
 from specbench_kangaroo.decode import Decoded
 from specbench_kangaroo.method import Method, MethodOptions
 from specbench_kangaroo.profile import Samples, measure
 from specbench_kangaroo.profile_figures import summarise_profile, to_json
-from specbench_kangaroo.profile_subjects import Subjects
+from specbench_kangaroo.profile_subjects import HasPeer, Subjects, peer_of
 from specbench_kangaroo.verify_cost import ROWS
 from specbench_methods.vanilla import Vanilla
 
@@ -47,6 +50,29 @@ class TrainedStub(Stub):
     weights: Mapping[str, Any] = {"sha256": "22"}
 
 
+class LooksUp(Stub):
+    """A stub that says that generate has it too: its prompt lookup."""
+
+    def generate_options(self) -> Mapping[str, Any]:
+        return {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 2}
+
+
+class Assisted(Stub):
+    """A stub whose peer is assisted by the target itself: each of its drafts is right."""
+
+    assistants: ClassVar[list[Any]] = []  # all that were loaded
+
+    def generate_options(self) -> Mapping[str, Any]:
+        assistant = random_model(FAMILY)
+        assistant.generation_config.update(
+            num_assistant_tokens=2,
+            num_assistant_tokens_schedule="constant",
+            assistant_confidence_threshold=0.0,
+        )
+        self.assistants.append(assistant)
+        return {"assistant_model": assistant}
+
+
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 2**16)
@@ -66,7 +92,10 @@ def arguments(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     monkeypatch.setattr(
         registry,
         "_loaders",
-        lambda: real | {"stub": lambda: Stub, "trained": lambda: TrainedStub},
+        lambda: (
+            real
+            | {"stub": lambda: Stub, "trained": lambda: TrainedStub, "looks_up": lambda: LooksUp}
+        ),
     )
     return [
         *("profile", "--model", str(model), "--device", "cpu"),
@@ -81,14 +110,21 @@ def status(arguments: Sequence[str]) -> int:
 
 
 def subjects(**methods: type[Stub]) -> Subjects:
+    """Those of a profile with --peers."""
     bench = make_bench()
-    loaded: dict[str, Method] = {"vanilla": Vanilla(MethodOptions())}
+    given = {name: kind(bench.target) for name, kind in methods.items()}
+    vanilla: dict[str, Method] = {"vanilla": Vanilla(MethodOptions())}
     return Subjects(
         loaded=bench.loaded,
         target=bench.target,
         untouched=random_model(FAMILY),
-        methods=loaded | {name: kind(bench.target) for name, kind in methods.items()},
+        methods=vanilla | given,
         prompts=PROMPTS,
+        peers={
+            peer_of(name): method.generate_options()
+            for name, method in given.items()
+            if isinstance(method, HasPeer)
+        },
     )
 
 
@@ -143,15 +179,18 @@ def test_generate_of_the_untouched_model_gives_vanillas_tokens() -> None:
 
 
 def test_nobody_stops_at_the_end_of_text() -> None:
-    """The random models say <eos>, as any other token, sooner or later."""
-    for sample in measured(subjects(stub=Stub)).answers:
-        emitted = len(sample.decoded.output_ids)
+    """The random models say <eos>, as any other token, sooner or later.
+
+    A peer's last draft may reach beyond the last token; no more than that one comes out.
+    """
+    for sample in measured(subjects(looks_up=LooksUp, assisted=Assisted)).answers:
+        emitted = len(sample.answer.decoded.output_ids)
         assert emitted == NEW_TOKENS, f"{sample.contestant} stopped after {emitted} tokens"
 
 
 def test_generate_tells_its_prefill_from_its_decoding() -> None:
     of = subjects()
-    found = contest.answer(of, "generate", PROMPTS[0], NEW_TOKENS)
+    found = contest.answer(of, "generate", PROMPTS[0], NEW_TOKENS).decoded
     assert 0 < found.ttft_ms < found.total_ms
 
 
@@ -165,12 +204,13 @@ def test_a_models_own_generation_config_bends_nothing() -> None:
 def test_other_tokens_from_generate_are_counted_by_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = contest.generate
 
-    def lying(model: Any, prompt: Sequence[int], new_tokens: int) -> Decoded:
-        told = honest(model, prompt, new_tokens)
+    def lying(model: Any, prompt: Sequence[int], new_tokens: int) -> Answer:
+        answer = honest(model, prompt, new_tokens)
         if tuple(prompt) != PROMPTS[1]:
-            return told
+            return answer
+        told = answer.decoded
         ids = ((told.output_ids[0] + 1) % 24, *told.output_ids[1:])
-        return Decoded(ids, (), told.ttft_ms, told.total_ms)
+        return Answer(Decoded(ids, (), told.ttft_ms, told.total_ms), answer.passes)
 
     monkeypatch.setattr(contest, "generate", lying)
     assert document(subjects(), repeats=2)["generate_differs"] == 1
@@ -187,8 +227,156 @@ def test_all_take_turns_within_a_repeat() -> None:
     assert [sample.prompt for sample in answers[:6]] == [0, 0, 0, 1, 1, 1]
 
 
+PEER_FIGURES = {
+    "over_generate",
+    "over_generate_decode",
+    "total_ms_per_token",
+    "generate_total_ms_per_token",
+    "decode_ms_per_token",
+    "generate_decode_ms_per_token",
+    "compression_rate",
+    "generate_compression_rate",
+}
+
+
+def test_a_method_that_generate_has_too_is_set_against_it() -> None:
+    found = document(subjects(looks_up=LooksUp))["methods"]
+    assert list(found) == ["looks_up"], "a peer is a figure of its method, and no method"
+    for name in PEER_FIGURES:
+        figure = found["looks_up"][name]
+        assert 0 < figure["low"] <= figure["value"] <= figure["high"], f"{name}: {figure}"
+    assert found["looks_up"]["generate_differs"] == 0
+
+
+def test_a_method_that_generate_does_not_have_is_profiled_as_without_peers() -> None:
+    found = document(subjects(looks_up=LooksUp, stub=Stub))["methods"]["stub"]
+    assert found.keys() == {"speedup", "mean_accepted_tokens", "draft_step_ms", "differs"}
+
+
+@pytest.mark.parametrize("kind", [LooksUp, Assisted])
+@pytest.mark.parametrize("new_tokens", [2, 3, 12, 13])
+def test_a_peer_emits_vanillas_tokens_to_the_last(kind: type[Stub], new_tokens: int) -> None:
+    of = subjects(method=kind)
+    for prompt in PROMPTS:
+        vanilla = contest.answer(of, "vanilla", prompt, new_tokens)
+        peer = contest.answer(of, "generate:method", prompt, new_tokens)
+        assert peer.decoded.output_ids == vanilla.decoded.output_ids
+
+
+def test_a_peer_drafts_and_its_drafts_are_accepted() -> None:
+    """Otherwise a method would be set against plain generate under another name."""
+    for kind, prompt in ((Assisted, PROMPTS[0]), (LooksUp, (7, 5, 9, 14) * 4)):
+        peer = contest.answer(subjects(method=kind), "generate:method", prompt, 20)
+        assert peer.passes < 20, f"{kind.__name__}: one token a pass, as without a draft"
+
+
+@pytest.mark.parametrize("contestant", ["generate", "generate:looks_up", "generate:assisted"])
+def test_the_first_token_is_stamped_after_the_prefill_and_before_more(
+    contestant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock shows how many passes of the target have run."""
+    of = subjects(looks_up=LooksUp, assisted=Assisted)
+    passes = []
+    of.untouched.register_forward_hook(lambda *_: passes.append(1))
+    now = iter(lambda: float(len(passes)), None)
+    monkeypatch.setattr(contest, "clock_for", lambda _: FakeClock(now))
+    found = contest.answer(of, contestant, (7, 5, 9, 14) * 4, 20)
+    assert found.decoded.ttft_ms == 1, "the prefill is one pass"
+    assert found.decoded.total_ms == len(passes) == found.passes
+
+
+def test_tokens_that_came_with_the_prefill_are_not_counted_as_decoded() -> None:
+    """A right draft of two tokens before the prefill: three tokens are there after one pass."""
+    peer = contest.answer(subjects(method=Assisted), "generate:method", PROMPTS[0], 10)
+    assert peer.first_tokens == 3
+    assert contest.answer(subjects(), "vanilla", PROMPTS[0], 10).first_tokens == 1
+    assert contest.answer(subjects(), "generate", PROMPTS[0], 10).first_tokens == 1
+
+
+def test_a_peer_decodes_greedily_whatever_it_is_given() -> None:
+    of = subjects(looks_up=LooksUp)
+    bent = {**of.peers["generate:looks_up"], "do_sample": True, "repetition_penalty": 9.0}
+    found = document(dataclasses.replace(of, peers={"generate:looks_up": bent}))
+    assert found["methods"]["looks_up"]["generate_differs"] == 0
+
+
+def test_an_assistant_is_loaded_once_and_never_while_measuring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Assisted, "assistants", [])
+    of = subjects(assisted=Assisted)
+    assert len(Assisted.assistants) == 1
+    measured(of, repeats=2)
+    assert len(Assisted.assistants) == 1, "loading was timed as decoding"
+
+
+def test_a_method_and_its_peer_are_neighbours() -> None:
+    """Neighbours in time see the machine at the same speed."""
+    of = subjects(looks_up=LooksUp, stub=Stub)
+    assert of.contestants == ("generate", "vanilla", "looks_up", "generate:looks_up", "stub")
+
+
+def test_peers_are_for_those_who_ask(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [*arguments, "--method", "looks_up", "--format", "json"]
+    assert status(chosen) == 0
+    without = json.loads(capsys.readouterr().out)["methods"]["looks_up"]
+    assert not without.keys() & {*PEER_FIGURES, "generate_differs"}
+    assert status([*chosen, "--peers"]) == 0
+    found = json.loads(capsys.readouterr().out)["methods"]["looks_up"]
+    assert {*PEER_FIGURES, "generate_differs"} <= found.keys()
+
+
+def test_without_methods_peers_adds_those_that_generate_has_and_that_load(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real ones that need no options are among them: prompt lookup, by its real class."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert status([*arguments, "--peers", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["methods"]
+    assert next(iter(found)) == "trained", "the document's draft_step_ms is another method's"
+    assert {"looks_up", "prompt_lookup"} <= found.keys()
+    assert "stub" not in found, "neither trained nor known to generate"
+    assert "over_generate" in found["prompt_lookup"]
+    assert "over_generate" not in found["trained"]
+
+
+def test_the_terminal_has_a_section_for_peers(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert status([*arguments, "--method", "prompt_lookup", "--peers"]) == 0
+    shown = capsys.readouterr().out
+    assert "against transformers' own" in shown
+    assert "generate by prompt_lookup gave" in shown
+    assert "…" not in shown, f"something was cut off:\n{shown}"
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_prompt_lookup_needs_as_many_passes_as_transformers_give_or_take_one(size: int) -> None:
+    """Both copy the same tokens, but generate drafts before its prefill already."""
+    bench = make_bench()
+    kind = registry.method_class("prompt_lookup")
+    method = kind.load(bench.target, kind.Options(ngram=size, tokens=4))
+    assert isinstance(method, HasPeer)
+    of = dataclasses.replace(
+        subjects(),
+        methods={"prompt_lookup": method},
+        peers={"generate:prompt_lookup": method.generate_options()},
+    )
+    for prompt in (*PROMPTS, (7, 5, 9, 14) * 4):
+        ours = contest.answer(of, "prompt_lookup", prompt, 24)
+        theirs = contest.answer(of, "generate:prompt_lookup", prompt, 24)
+        assert ours.decoded.output_ids == theirs.decoded.output_ids
+        assert abs(ours.passes - theirs.passes) <= 1, (
+            "the two draft by different rules, so their speeds say nothing of the engines"
+        )
+
+
 def test_a_failure_leaves_garbage_collection_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> Decoded:
+    def fails(*_: Any) -> Answer:
         raise RuntimeError
 
     monkeypatch.setattr(profiling, "answer", fails)
@@ -258,6 +446,7 @@ def test_a_file_gets_what_the_terminal_would(
         (["--new-tokens", "1024"], "leaves no room for a prompt"),
         (["--repeats", "0"], "--repeats"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),
+        (["--peers", "--method", "stub"], "has no counterpart to stub; it has one to: "),
         (["--output", "missing/profile.json"], "its folder does not exist"),
         (["--format", "yaml"], "--format"),
     ],
@@ -289,12 +478,15 @@ def test_help_does_not_wait_for_torch() -> None:
     )
     assert child.returncode == 0, child.stderr
     assert "--new-tokens" in child.stdout
+    shown = " ".join(child.stdout.replace("│", " ").split())
+    assert "--peers" in shown
+    assert "against generate by the same method" in shown
 
 
 def test_ctrl_c_exits_with_130(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> Decoded:
+    def interrupted(*_: Any) -> Answer:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profiling, "answer", interrupted)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from specbench_kangaroo.contest import Answer
 from specbench_kangaroo.decode import Decoded
 from specbench_kangaroo.profile import Sample, Samples
-from specbench_kangaroo.profile_figures import Profile, median_figure, summarise_profile
+from specbench_kangaroo.profile_figures import Profile, median_figure, summarise_profile, to_json
 from specbench_kangaroo.records import ExitReason, StepRecord
 from specbench_kangaroo.verify_cost import ROWS
 
@@ -29,7 +30,10 @@ def step(number: int, *, drafted: int, accepted: int, draft_ms: float) -> StepRe
 
 
 def profile() -> Profile:
-    """Vanilla takes 10 + 4 · 8 ms and generate 20 + 4 · 16, on two prompts."""
+    """Vanilla takes 10 + 4 · 8 ms and generate 20 + 4 · 16, on two prompts.
+
+    The draft takes 10 + 18 ms; its peer 30 + 12, with three of five tokens after the prefill.
+    """
     plain = tuple(step(i, drafted=0, accepted=0, draft_ms=0.0) for i in range(4))
     drafts = (
         step(0, drafted=2, accepted=2, draft_ms=3.0),
@@ -37,9 +41,11 @@ def profile() -> Profile:
     )
     ids = (7, 8, 9, 10, 11)
     given = {
-        "generate": Decoded(ids, (), 20.0, 84.0),
-        "vanilla": Decoded(ids, plain, 10.0, 42.0),
-        "draft": Decoded(ids, drafts, 10.0, 28.0),
+        "generate": Answer(Decoded(ids, (), 20.0, 84.0), 5),
+        "vanilla": Answer(Decoded(ids, plain, 10.0, 42.0), 5),
+        "draft": Answer(Decoded(ids, drafts, 10.0, 28.0), 3),
+        "generate:draft": Answer(Decoded((*ids[:4], 0), (), 30.0, 42.0), 2, first_tokens=3),
+        "alone": Answer(Decoded(ids, drafts, 10.0, 28.0), 3),
     }
     return summarise_profile(
         Samples(
@@ -73,6 +79,31 @@ def test_a_method_is_measured_by_depth_and_against_vanilla() -> None:
     assert figures["speedup"].value == pytest.approx(42 / 28)
     assert figures["mean_accepted_tokens"].value == 2
     assert figures["draft_step_ms"].value == 1.5, "3 ms for a draft two deep"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("over_generate", 42 / 28),
+        ("over_generate_decode", (12 / 2) / (18 / 4)),
+        ("total_ms_per_token", 28 / 5),
+        ("generate_total_ms_per_token", 42 / 5),
+        ("decode_ms_per_token", 18 / 4),
+        ("generate_decode_ms_per_token", 12 / 2),
+        ("compression_rate", 5 / 3),
+        ("generate_compression_rate", 5 / 2),
+    ],
+)
+def test_a_method_is_measured_against_generate_of_the_same_method(name: str, value: float) -> None:
+    assert profile().methods["draft"].figures[name].value == pytest.approx(value)
+
+
+def test_a_peer_is_no_method_and_its_other_tokens_are_counted() -> None:
+    found = to_json(profile())["methods"]
+    assert list(found) == ["draft", "alone"]
+    assert found["draft"]["generate_differs"] == 2
+    assert found["draft"]["differs"] == 0, "its peer's tokens were counted as its own"
+    assert not [key for key in found["alone"] if "generate" in key], "it has no peer"
 
 
 def test_ratios_of_passes_are_paired_within_a_sweep() -> None:
