@@ -56,6 +56,19 @@ METRICS: dict[str, Metric] = {
         Ratio(("accepted_per_step",), ("generations_with_steps",), constant=1.0), For.DRAFTING
     ),
     "acceptance_rate": Metric(Ratio(("accepted",), ("drafted",)), For.DRAFTING),
+    # What a step costs, in passes of the baseline on the same questions, and what it yields:
+    # speedup_decode is tokens_per_step / (draft_cost + verify_cost), but for the harness's share.
+    "draft_cost": Metric(
+        Ratio(("draft_ms", "baseline_steps"), ("steps", "baseline_target_step_ms")),
+        For.DRAFTING_COMPARED,
+    ),
+    "verify_cost": Metric(
+        Ratio(("target_step_ms", "baseline_steps"), ("steps", "baseline_target_step_ms")),
+        For.DRAFTING_COMPARED,
+    ),
+    "rows_per_step": Metric(Ratio(("rows",), ("steps",)), For.DRAFTING),
+    # Not mean_accepted_tokens, which counts the bonus token even where an EOS has cut it off.
+    "tokens_per_step": Metric(Ratio(("decode_tokens",), ("steps",)), For.DRAFTING),
     "compression_rate": Metric(Ratio(("new_tokens",), ("target_passes",)), For.ALL),
     "ttft_ms": Metric(Ratio(("ttft_ms",), ("generations",)), For.ALL),
     "tpot_ms": Metric(Ratio(("decode_ms",), ("decode_tokens",)), For.ALL),

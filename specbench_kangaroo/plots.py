@@ -102,7 +102,7 @@ def _bars(
     style: int,
 ) -> None:
     found = summary.methods[method].tasks
-    label = method  # once, so that the legend names each method once
+    label = summary.label(method)  # once, so that the legend names each method once
     for task, centre in zip(tasks, centres, strict=True):
         speedup = found[task].figures.get("speedup") if task in found else None
         if speedup is None:
@@ -166,7 +166,9 @@ def _dress(axes: Axes, summary: Summary, names: Sequence[str]) -> None:
     axes.margins(x=0.12, y=0.02)  # room for the values beyond the longest bar
     axes.set_xlim(left=0.0)
     axes.set_xlabel(f"speedup over {summary.baseline}  (error bars: {bootstrap.INTERVAL_NAME})")
-    subject = f"{names[0]}: " if len(names) == 1 else ""  # otherwise the legend names them
+    subject = (
+        f"{summary.label(names[0])}: " if len(names) == 1 else ""
+    )  # otherwise the legend names them
     axes.set_title(f"{subject}{summary.model}, {summary.questions}", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -19,6 +19,7 @@ from specbench_kangaroo.bootstrap import Figure, Floats, Ratio, figures
 from specbench_kangaroo.errors import look_up
 from specbench_kangaroo.metrics import applicable
 from specbench_kangaroo.records import Lossless, Status
+from specbench_kangaroo.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.store import Run
 from specbench_kangaroo.totals import PROMPT, paired, per_generation, per_question
 
@@ -58,6 +59,8 @@ class MethodSummary:
     errors: int
     prompt_too_long: int
     excluded: int  # prompts that this method or the baseline has no good answer to
+    lossy: bool  # its outputs may differ from the target's own, by choice
+    sampling: SamplingCheck | None  # None for greedy runs, and for the baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,10 @@ class Summary:
     methods: Mapping[str, MethodSummary]
     # Of the whole process, which all methods share: no method's own.
     peak_rss_mb: float | None
+
+    def label(self, method: str) -> str:
+        """The method's name as tables and figures show it, so that none hides a lossy method."""
+        return f"{method} (lossy)" if self.methods[method].lossy else method
 
 
 def summarise(run: Run) -> Summary:
@@ -104,6 +111,8 @@ def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodS
         errors=int((status == Status.ERROR.value).sum()),
         prompt_too_long=int((status == Status.PROMPT_TOO_LONG.value).sum()),
         excluded=len(asked.drop_duplicates()) - len(pairs),
+        lossy=method in run.manifest.methods and run.manifest.methods[method].lossy,
+        sampling=check_sampling(run, method),
     )
 
 
@@ -191,9 +200,11 @@ def to_json(summary: Summary) -> dict[str, Any]:
 
 
 def _method_json(method: MethodSummary) -> dict[str, Any]:
-    document: dict[str, Any] = {}
+    document: dict[str, Any] = {"lossy": method.lossy}
     if method.lossless is not None:
         document["lossless"] = dict(method.lossless)
+    if method.sampling is not None:
+        document["sampling_check"] = asdict(method.sampling)
     document |= {
         "errors": method.errors,
         "prompt_too_long": method.prompt_too_long,

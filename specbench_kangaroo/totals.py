@@ -20,7 +20,7 @@ KEY = ["method", *PROMPT]
 
 # What the baseline's row of a pair contributes, under the name ``baseline_…``.
 _OF_BASELINE = ["new_tokens", "decode_tokens", "total_ms", "decode_ms", "steps", "target_step_ms"]
-_SUMMED = ["drafted", "accepted", "verify_share", "draft_ms", "verify_ms", "accept_ms"]
+_SUMMED = ["drafted", "accepted", "rows", "verify_share", "draft_ms", "verify_ms", "accept_ms"]
 
 
 def per_generation(run: Run) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Set
 
 if TYPE_CHECKING:
     from specbench_kangaroo.bench import Bench
+    from specbench_kangaroo.stats import Summary
     from specbench_kangaroo.store import Run
 
 RESULTS = Path("results")
@@ -56,7 +58,8 @@ def run(  # noqa: PLR0913 (one parameter a flag)
 ) -> None:
     """Benchmark methods against vanilla decoding.
 
-    Vanilla always runs beside them.  Exit status 1: a method changed a greedy output.
+    Vanilla always runs beside them.  Exit status 1: a method changed a greedy output, or sampled
+    tokens with other frequencies, and does not say that it is lossy.
     """
     request = Request(
         model=ModelChoice(
@@ -67,10 +70,10 @@ def run(  # noqa: PLR0913 (one parameter a flag)
         options=tuple(option or ()),
         settings=Settings(**{item.name: context.params[item.name] for item in fields(Settings)}),
     )
-    raise typer.Exit(_benchmark(request, str(context.obj), output, resume=resume))
+    raise typer.Exit(benchmark(request, str(context.obj), output, resume=resume))
 
 
-def _benchmark(request: Request, command: str, output: Path | None, *, resume: bool) -> int:
+def benchmark(request: Request, command: str, output: Path | None, *, resume: bool) -> int:
     """Run and show a benchmark; returns the exit status."""
     from specbench_kangaroo.bench import manifest, open_bench  # noqa: PLC0415
     from specbench_kangaroo.runner import execute, generation_count  # noqa: PLC0415
@@ -126,7 +129,10 @@ def _conclude(run_: Run) -> int:
     except UsageError as reason:
         typer.echo(f"no figure: {reason}")
     _tell_of_errors(run_)
-    return _lossless_status(run_)
+    failures = [*_violations(run_), *_sampling_alarms(summary)]
+    for failure in failures:
+        _say(failure)
+    return FAILED if failures else 0
 
 
 def _tell_of_errors(run_: Run) -> None:
@@ -139,19 +145,30 @@ def _tell_of_errors(run_: Run) -> None:
         )
 
 
-def _lossless_status(run_: Run) -> int:
-    """1 if a method that claims to be lossless changed an output; says where."""
+def _violations(run_: Run) -> Iterator[str]:
+    """Where a method that claims to be lossless changed a greedy output."""
     lossy = {name for name, record in run_.manifest.methods.items() if record.lossy}
     found = run_.judgements
     found = found[(found["verdict"] == "violation") & ~found["method"].isin(lossy)]
     for item in found.itertuples():
-        _say(
+        yield (
             f"lossless check failed: {item.method} differs from {run_.manifest.baseline} on "
             f"question {item.question_id}, turn {item.turn}, from token "
             f"{item.first_difference:.0f} on, where the two best logits are {item.logit_gap:.2g} "
             "apart"
         )
-    return FAILED if len(found) else 0
+
+
+def _sampling_alarms(summary: Summary) -> Iterator[str]:
+    """Which methods that claim to be lossless sampled from another distribution."""
+    for name, method in summary.methods.items():
+        check = method.sampling
+        if check is not None and check.alarm and not method.lossy:
+            yield (
+                f"lossless check failed: {name}'s tokens have other frequencies than "
+                f"{summary.baseline}'s on {_counted(check.prompts, 'prompt')}, "
+                f"p = {check.p_value:.2g}"
+            )
 
 
 def _resuming(command: str, folder: Path) -> str:

@@ -7,10 +7,11 @@ twelve of the steps.  Kangaroo drafts four tokens a step and accepts 3, 1, 3, 1 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specbench_kangaroo.records import (
     ExitReason,
@@ -153,3 +154,74 @@ def make_run(
                             writer.judge(make_judgement(generation.key))
         writer.close(status)
     return folder
+
+
+class Side(NamedTuple):
+    """A method of :func:`make_comparison`: what each of its steps costs and yields, on average."""
+
+    drafted: int
+    accepted: float
+    rows: int
+    draft_ms: float
+    verify_ms: float
+    slower: float = 1.0
+    lossy: bool = False
+
+
+# By name, from fast to slow; a vanilla step takes 10 ms.
+SIDES = {
+    "token_recycling": Side(drafted=5, accepted=2.2, rows=61, draft_ms=0.4, verify_ms=14.0),
+    "medusa": Side(drafted=4, accepted=1.6, rows=27, draft_ms=0.8, verify_ms=13.0, lossy=True),
+    "kangaroo": Side(drafted=4, accepted=1.2, rows=5, draft_ms=2.5, verify_ms=10.5),
+    "prompt_lookup": Side(drafted=10, accepted=0.3, rows=11, draft_ms=0.1, verify_ms=12.0),
+    "layer_skip": Side(drafted=6, accepted=0.6, rows=7, draft_ms=9.3, verify_ms=9.7),
+    "lookahead": Side(drafted=4, accepted=0.5, rows=49, draft_ms=0.3, verify_ms=28.0),
+}
+
+
+def make_comparison(
+    folder: Path,
+    *,
+    sides: Mapping[str, Side] = SIDES,
+    tasks: Sequence[str] = TASKS,
+    questions_per_task: int = 8,
+    verdicts: Mapping[str, Sequence[Lossless]] | None = None,
+) -> Path:
+    """Writes a run of several methods, which differ by question too, and returns its folder.
+
+    ``verdicts`` are the first ones of a method; all further ones, and other methods', are exact.
+    """
+    rng = random.Random(0)
+    records = {name: MethodRecord(options={}, lossy=side.lossy) for name, side in sides.items()}
+    manifest = make_manifest(methods=("vanilla",))
+    manifest = replace(manifest, methods={**manifest.methods, **records})
+    given = {name: list((verdicts or {}).get(name, ())) for name in sides}
+    with RunWriter.create(folder, manifest) as writer:
+        for number in range(len(tasks) * questions_per_task):
+            task = tasks[number // questions_per_task]
+            plain = make_steps("vanilla")
+            writer.append(make_generation("vanilla", number, steps=plain, task=task), plain)
+            for name, side in sides.items():
+                steps = _side_steps(side, rng, number // questions_per_task)
+                slower = side.slower
+                answer = make_generation(name, number, steps=steps, task=task, slower=slower)
+                writer.append(answer, steps)
+                verdict = given[name].pop(0) if given[name] else Lossless.EXACT
+                writer.judge(make_judgement(answer.key, verdict))
+    return folder
+
+
+def _side_steps(side: Side, rng: random.Random, task: int) -> list[StepRecord]:
+    """Twenty steps; a task's place among the tasks says how much is accepted on it."""
+    share = side.accepted / side.drafted * (1.2 - 0.08 * task)
+    return [
+        make_step(
+            i,
+            drafted=side.drafted,
+            accepted=sum(rng.random() < share for _ in range(side.drafted)),
+            rows=side.rows,
+            draft_ms=side.draft_ms,
+            verify_ms=side.verify_ms,
+        )
+        for i in range(20)
+    ]

@@ -35,6 +35,16 @@ def test_every_method_and_task_has_a_bar_with_its_value(summary):
     assert [text.get_text() for text in legend.get_texts()] == ["kangaroo", "medusa"]
 
 
+def test_a_lossy_method_is_marked_in_legend_and_title(summary):
+    lossy = replace(summary.methods["medusa"], lossy=True)
+    several = replace(summary, methods={**summary.methods, "medusa": lossy})
+    (legend,) = plots.speedup_by_task(several).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["kangaroo", "medusa (lossy)"]
+    alone = replace(summary, methods={"vanilla": summary.methods["vanilla"], "medusa": lossy})
+    (axes,) = plots.speedup_by_task(alone).axes
+    assert axes.get_title().startswith("medusa (lossy): ")
+
+
 def test_nothing_is_cut_or_lies_over_something_else(summary):
     figure = plots.speedup_by_task(summary)
     figure.canvas.draw()

@@ -17,6 +17,8 @@ from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.records import Lossless, Status
 from specbench_kangaroo.store import RunWriter, read_run
 from tests.unit.runs import (
+    SIDES,
+    make_comparison,
     make_generation,
     make_judgement,
     make_manifest,
@@ -70,6 +72,11 @@ def summary(tmp_path_factory):
         ("mean_accepted_tokens_per_request", 1 + 8 / 4),
         ("acceptance_rate", 8 / 16),
         ("compression_rate", 13 / 5),
+        # A step of 4 ms of draft and 13 ms of verification, against 10 ms.
+        ("draft_cost", 4 / 10),
+        ("verify_cost", 13 / 10),
+        ("rows_per_step", 5.0),
+        ("tokens_per_step", 12 / 4),
         ("ttft_ms", 20.0),
         ("tpot_ms", 68 / 12),
         ("harness_share", 0.0),
@@ -163,6 +170,28 @@ def test_the_ideal_takes_the_baselines_step_of_the_same_question(tmp_path):
     )
     ideal_ms = (20 + 4 * (4 + 10)) + (20 + 4 * (4 + 0.5 * 30))
     assert overall(run)["speedup_ideal"].value == pytest.approx((140 + 380) / ideal_ms)
+
+
+def test_costs_and_tokens_of_a_step_make_the_speedup_of_decoding(tmp_path):
+    summary = stats.summarise(read_run(make_comparison(tmp_path / "run", questions_per_task=2)))
+    for name in SIDES:
+        figures_ = summary.methods[name].tasks["overall"].figures
+        found = {key: figure.value for key, figure in figures_.items()}
+        cost = found["draft_cost"] + found["verify_cost"]
+        assert found["speedup_decode"] == pytest.approx(found["tokens_per_step"] / cost), (
+            f"the costs shown for {name} do not explain its speedup"
+        )
+
+
+def test_a_token_that_eos_cut_off_is_no_token_of_its_step(tmp_path):
+    steps = [*make_steps("kangaroo")[:-1], make_step(3, drafted=4, accepted=2, emitted=2)]
+    run = written(
+        tmp_path / "run",
+        [answer("vanilla", 1), (make_generation("kangaroo", 1, steps=steps), steps)],
+    )
+    found = overall(run)
+    assert found["tokens_per_step"].value == pytest.approx((4 + 2 + 4 + 2) / 4)
+    assert found["mean_accepted_tokens"].value == pytest.approx(1 + (3 + 1 + 3 + 2) / 4)
 
 
 def test_time_that_no_phase_accounts_for_is_the_harness_share(tmp_path):
@@ -297,6 +326,25 @@ def test_the_json_document_has_the_documented_shape(tmp_path):
     first = kangaroo["acceptance_by_position"][0]
     assert (first["position"], first["marginal"]["value"]) == (1, 1.0)
     assert [share["value"] for share in kangaroo["ctar"].values()] == [1.0, 0.5, 0.5, 0.0]
+
+
+def test_a_lossy_method_is_marked_wherever_its_name_stands(tmp_path):
+    folder = make_comparison(tmp_path / "run", tasks=("qa",), questions_per_task=1)
+    summary = stats.summarise(read_run(folder))
+    marks = {name: part["lossy"] for name, part in stats.to_json(summary)["methods"].items()}
+    assert marks == {"vanilla": False} | {name: side.lossy for name, side in SIDES.items()}
+    assert summary.label("medusa") == "medusa (lossy)"
+    assert summary.label("kangaroo") == "kangaroo"
+
+
+def test_a_sampled_run_has_a_check_in_place_of_verdicts(tmp_path):
+    settings = {**make_manifest().settings, "temperature": 1.0}
+    run = written(tmp_path / "run", [answer("vanilla", 1), answer("kangaroo", 1)])
+    run = replace(run, manifest=replace(run.manifest, settings=settings))
+    methods = stats.to_json(stats.summarise(run))["methods"]
+    assert methods["kangaroo"]["sampling_check"] == {"p_value": 1.0, "prompts": 1, "tokens": 26}
+    assert "lossless" not in methods["kangaroo"]
+    assert "sampling_check" not in methods["vanilla"], "the baseline is compared with nothing"
 
 
 # --- intervals ---

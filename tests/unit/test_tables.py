@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,26 +9,80 @@ from rich.console import Console
 
 from specbench_kangaroo import stats, tables
 from specbench_kangaroo.bootstrap import Figure
-from specbench_kangaroo.records import Status
+from specbench_kangaroo.cli.main import main
+from specbench_kangaroo.markdown_tables import markdown
+from specbench_kangaroo.records import Lossless, Status
+from specbench_kangaroo.sampling_check import SamplingCheck
+from specbench_kangaroo.sections import report_of
 from specbench_kangaroo.store import RunWriter, read_run
-from tests.unit.runs import make_generation, make_manifest, make_run, make_steps
+from tests.unit.runs import (
+    SIDES,
+    make_comparison,
+    make_generation,
+    make_manifest,
+    make_run,
+    make_steps,
+)
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+RANKED = (
+    "token_recycling",
+    "medusa (lossy)",
+    "kangaroo",
+    "prompt_lookup",
+    "vanilla",
+    "layer_skip",
+    "lookahead",
+)
+VERDICTS = {
+    "medusa": [Lossless.VIOLATION] * 9 + [Lossless.NEAR_TIE],
+    "kangaroo": [Lossless.NEAR_TIE],
+    "lookahead": [Lossless.VIOLATION, Lossless.NEAR_TIE],
+}
+RED, GREEN = "\x1b[31m", "\x1b[32m"
 
 
-def printed(summary, *, width: int, colour: bool = False) -> str:
+def printed(summary, *, width: int, colour: bool = False, details: bool = False) -> str:
     file = io.StringIO()
     console = Console(
         width=width, file=file, force_terminal=colour, color_system="standard" if colour else None
     )
-    console.print(tables.terminal(summary))
+    console.print(tables.terminal(summary, details=details))
     return file.getvalue()
+
+
+def changed(summary, method, **changes):
+    """The summary with something else said of a method."""
+    other = replace(summary.methods[method], **changes)
+    return replace(summary, methods={**summary.methods, method: other})
+
+
+def with_figures(summary, method, **figures):
+    """The summary with other overall figures of a method."""
+    part = summary.methods[method].tasks["overall"]
+    part = replace(part, figures={**part.figures, **figures})
+    return changed(summary, method, tasks={**summary.methods[method].tasks, "overall": part})
+
+
+def sentence(summary, method) -> str:
+    """Why a method is slow, as the report says it."""
+    (line,) = (line for line in markdown(summary).splitlines() if line.startswith(f"{method} is "))
+    return line
 
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables") / "run"
     return stats.summarise(read_run(make_run(folder, tasks=TASKS, spread=0.05)))
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables") / "six"
+    return stats.summarise(read_run(make_comparison(folder, tasks=TASKS, verdicts=VERDICTS)))
+
+
+# --- one method ---
 
 
 @pytest.mark.parametrize("width", [100, 80])
@@ -58,8 +113,8 @@ def test_the_terminal_names_the_interval_and_the_verdict(summary):
 @pytest.mark.parametrize(
     ("speedup", "colour"),
     [
-        (Figure(1.3, 1.2, 1.4), "\x1b[32m"),
-        (Figure(0.8, 0.7, 0.9), "\x1b[31m"),
+        (Figure(1.3, 1.2, 1.4), GREEN),
+        (Figure(0.8, 0.7, 0.9), RED),
         (Figure(1.3, 0.9, 1.4), None),
         (Figure(1.3, None, None), None),
     ],
@@ -68,34 +123,27 @@ def test_only_a_whole_interval_is_coloured(summary, speedup, colour):
     kangaroo = summary.methods["kangaroo"]
     part = kangaroo.tasks["qa"]
     part = replace(part, figures={**part.figures, "speedup": speedup})
-    changed = replace(
-        summary, methods={**summary.methods, "kangaroo": replace(kangaroo, tasks={"qa": part})}
-    )
-    text = printed(changed, width=100, colour=True)
-    assert [code for code in ("\x1b[32m", "\x1b[31m") if code in text] == (
-        [colour] if colour else []
-    )
+    text = printed(changed(summary, "kangaroo", tasks={"qa": part}), width=100, colour=True)
+    assert [code for code in (GREEN, RED) if code in text] == ([colour] if colour else [])
 
 
 def test_violations_errors_and_exclusions_are_counted(summary):
-    kangaroo = replace(
-        summary.methods["kangaroo"],
-        lossless={"exact": 9, "near_tie": 1, "violation": 2},
-        errors=1,
-        prompt_too_long=2,
-        excluded=3,
-    )
-    text = printed(replace(summary, methods={**summary.methods, "kangaroo": kangaroo}), width=100)
+    counts = {"exact": 9, "near_tie": 1, "violation": 2}
+    bad = changed(summary, "kangaroo", lossless=counts, errors=1, prompt_too_long=2, excluded=3)
+    text = printed(bad, width=100)
     assert (
         "lossless: 9 exact, 1 near tie, 2 violations; 1 error; 2 prompts too long; 3 excluded"
     ) in text
 
 
 def test_markdown_has_the_same_cells(summary):
-    text = tables.markdown(summary)
+    text = markdown(summary)
     (line,) = (line for line in text.splitlines() if line.startswith("| qa "))
-    (row,) = (row for row in tables.rows(summary, "kangaroo") if row.task == "qa")
-    assert [cell.strip() for cell in line.strip("|").split("|")] == ["qa", "2", *row.cells]
+    (section,) = report_of(summary, with_details=False).sections
+    (row,) = (row for row in section.sheet.rows if row[0].text == "qa")
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [cell.text for cell in row]
+    assert cells[:2] == ["qa", "2"]
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1, "all rows of a Markdown table have the same number of cells"
 
@@ -114,4 +162,207 @@ def test_a_method_that_never_succeeded_says_so(tmp_path):
         writer.append(make_generation("kangaroo", 1, status=Status.ERROR, error="boom"), [])
     summary = stats.summarise(read_run(tmp_path / "run"))
     assert "lossless: not judged; 1 error; 1 excluded" in printed(summary, width=80)
-    assert "1 error" in tables.markdown(summary)
+    assert "1 error" in markdown(summary)
+
+
+# --- lossy methods and sampled runs ---
+
+
+def test_a_lossy_methods_differences_are_counted_but_not_red(summary):
+    counts = {"exact": 9, "near_tie": 1, "violation": 2}
+    good = with_figures(summary, "kangaroo", speedup=Figure(1.2, 1.1, 1.3))
+    lossy = changed(good, "kangaroo", lossless=counts, lossy=True)
+    text = printed(lossy, width=100)
+    assert text.startswith("kangaroo (lossy) against vanilla")
+    assert "\ndiffers on 3 of 12 answers (lossy by choice)\n" in text
+    assert RED not in printed(lossy, width=100, colour=True)
+    assert RED in printed(changed(lossy, "kangaroo", lossy=False), width=100, colour=True)
+
+
+@pytest.mark.parametrize(
+    ("check", "lossy", "line"),
+    [
+        ((0.4149, 96), False, "token frequencies as vanilla's, p = 0.41 (96 prompts)"),
+        ((0.0005, 96), False, "token frequencies differ from vanilla's, p = 0.0005 (96 prompts)"),
+        ((0.0005, 96), True, "differ from vanilla's, p = 0.0005 (96 prompts; lossy by choice)"),
+        ((0.25, 6), False, "as vanilla's, p = 0.25 (6 prompts, too few for an alarm)"),
+    ],
+)
+def test_a_sampled_run_is_told_from_its_token_frequencies(summary, check, lossy, line):
+    sampling = SamplingCheck(*check, tokens=4000)
+    faster = with_figures(summary, "kangaroo", speedup=Figure(1.2, 1.1, 1.3))
+    sampled = changed(faster, "kangaroo", lossless=None, sampling=sampling, lossy=lossy)
+    text = printed(sampled, width=100)
+    assert line in text
+    assert "\nsampling: " in text
+    assert (RED in printed(sampled, width=100, colour=True)) == (sampling.alarm and not lossy)
+
+
+# --- several methods ---
+
+
+@pytest.mark.parametrize("width", [100, 80])
+def test_methods_are_compared_first_and_the_fastest_leads(six, width):
+    text = printed(six, width=width)
+    lines = text.splitlines()
+    assert "…" not in text
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("6 methods against vanilla")
+    first = lines[: next(i for i, line in enumerate(lines) if "by task" in line)]
+    names = [name for line in first for name in RANKED if line.startswith(f"{name} ")]
+    assert names[: len(RANKED)] == list(RANKED), "a row each, whole, sorted by speedup"
+
+
+@pytest.mark.parametrize("width", [100, 80])
+def test_every_figure_of_a_comparison_is_whole(six, width):
+    text = printed(six, width=width)
+    for name in SIDES:
+        for task in ("overall", *TASKS):
+            speedup = six.methods[name].tasks[task].figures["speedup"]
+            interval = f"{speedup.low:.2f}–{speedup.high:.2f}"
+            assert re.search(rf"(?<!\S){interval}(?!\S)", text), f"{name}'s {interval} is broken"
+    for word in ("token_", "recycling", "(lossy)", "kangaroo", "prompt_", "lookahead", "61.0 rows"):
+        assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text), f"{word} is cut"
+
+
+def test_six_methods_stand_side_by_side_by_task_in_80_columns(six):
+    lines = printed(six, width=80).splitlines()
+    assert sum(line.startswith("overall ") for line in lines) == 1
+    (line,) = (line for line in lines if line.startswith("qa "))
+    assert len(line.split()) == 1 + len(SIDES)
+
+
+def test_a_narrower_terminal_gets_several_tables_but_no_broken_figure(six):
+    lines = printed(six, width=60).splitlines()
+    overall = [line.split()[1:] for line in lines if line.startswith("overall ")]
+    expected = [
+        f"{six.methods[name.split()[0]].tasks['overall'].figures['speedup'].value:.2f}"
+        for name in RANKED
+        if name != "vanilla"
+    ]
+    assert len(overall) == 2
+    assert [value for row in overall for value in row] == expected, (
+        "every method is in one of the tables, once"
+    )
+    assert max(map(len, lines)) <= 60
+
+
+def test_the_verdict_column_tells_exact_near_and_lossy_apart(six):
+    rows = dict(re.findall(r"^\| ([a-z_ ()]+) \| .* \| ([^|]+) \|$", markdown(six), re.MULTILINE))
+    assert rows["token_recycling"] == "48 exact"
+    assert rows["kangaroo"] == "47 exact, 1 near tie"
+    assert rows["medusa (lossy)"] == "10 of 48 differ"
+    assert rows["lookahead"] == "**46 exact, 1 near tie, 1 violation**"
+    assert rows["vanilla"] == "baseline"
+
+
+def test_costs_stand_beside_the_rows_that_cause_them(six):
+    (line,) = (line for line in markdown(six).splitlines() if line.startswith("| layer_skip |"))
+    assert "| 0.93 | 1.07 (7.0 rows) |" in line
+
+
+def test_what_is_amiss_is_told_below_the_comparison(six):
+    bad = changed(six, "kangaroo", errors=1, excluded=3)
+    text = printed(bad, width=80)
+    assert "\nkangaroo: 1 error; 3 excluded\n" in text
+    assert "\nlookahead: 46 exact, 1 near tie, 1 violation\n" in text
+    assert "medusa (lossy): " not in text, "its differences were its choice"
+    alarm = changed(six, "kangaroo", sampling=SamplingCheck(0.0001, 96, 4000), lossless=None)
+    text = printed(alarm, width=80)
+    assert (
+        "\nkangaroo: token frequencies differ from vanilla's, p = 0.0001 (96 prompts)\n"
+    ) in text
+    assert "p: how likely a lossless method" in text
+
+
+def test_a_method_without_a_figure_comes_last(six):
+    failed = changed(six, "token_recycling", tasks={}, lossless=None, errors=48, excluded=48)
+    rows = report_of(failed, with_details=False).sections[0].sheet.rows
+    assert rows[-1][0].text == "token_recycling"
+    assert [cell.text for cell in rows[-1][1:]] == ["–"] * 6 + ["not judged"]
+    assert "token_recycling: 48 errors; 48 excluded" in printed(failed, width=80)
+
+
+def test_tables_of_each_method_are_for_those_who_ask(six):
+    assert "kangaroo against vanilla" not in printed(six, width=80)
+    text = printed(six, width=80, details=True)
+    order = ["6 methods against", "speedup over vanilla by task", "medusa (lossy) against vanilla"]
+    places = [text.index(words) for words in (*order, "kangaroo against vanilla", "of ideal: ")]
+    assert places == sorted(places)
+    assert text.count("layer_skip is slower") == 1, "a reason is given once"
+    assert "### kangaroo against vanilla" in markdown(six)
+
+
+def test_the_flag_for_details(tmp_path, capsys):
+    two = {name: SIDES[name] for name in ("kangaroo", "layer_skip")}
+    folder = make_comparison(tmp_path / "run", sides=two, tasks=("qa",), questions_per_task=2)
+    for arguments, expected in (([], 0), (["--details"], 1)):
+        with pytest.raises(SystemExit) as ended:
+            main(["report", str(folder), *arguments])
+        assert not ended.value.code
+        assert capsys.readouterr().out.count("kangaroo against vanilla") == expected
+
+
+# --- why a method is slow ---
+
+
+def test_a_slow_method_is_explained_by_what_its_steps_cost_and_yield(six):
+    tokens = six.methods["layer_skip"].tasks["overall"].figures["tokens_per_step"].value
+    assert sentence(six, "layer_skip") == (
+        "layer_skip is slower than vanilla: a step costs 0.93 (draft) + 1.07 (verifying 7.0 rows) "
+        f"vanilla passes and yields {tokens:.2f} tokens."
+    )
+    explained = [line.split()[0] for line in markdown(six).splitlines() if " than vanilla" in line]
+    assert explained == ["layer_skip", "lookahead"], "a reason is for those that need one"
+
+
+@pytest.mark.parametrize(
+    ("speedup", "claim"),
+    [
+        (Figure(0.9, 0.85, 0.95), "kangaroo is slower than vanilla: a step costs "),
+        (Figure(0.98, 0.9, 1.05), "kangaroo is not faster than vanilla: a step costs "),
+        (Figure(0.9, None, None), "kangaroo is not faster than vanilla: a step costs "),
+    ],
+)
+def test_only_a_whole_interval_under_1_is_called_slower(summary, six, speedup, claim):
+    slow = {"speedup": speedup, "speedup_decode": Figure(0.9, 0.85, 0.95)}
+    for run in (summary, six):
+        assert sentence(with_figures(run, "kangaroo", **slow), "kangaroo").startswith(claim)
+        assert claim in printed(with_figures(run, "kangaroo", **slow), width=100)
+
+
+def test_a_method_that_drafts_nothing_is_not_explained_by_its_steps(tmp_path):
+    with RunWriter.create(tmp_path / "run", make_manifest()) as writer:
+        for name in ("vanilla", "kangaroo"):
+            for question in range(3):
+                steps = make_steps("vanilla")
+                slower = 1.0 if name == "vanilla" else 1.1
+                writer.append(make_generation(name, question, steps=steps, slower=slower), steps)
+    summary = stats.summarise(read_run(tmp_path / "run"))
+    assert sentence(summary, "kangaroo") == ("kangaroo is slower than vanilla: it drafted nothing.")
+
+
+def test_a_slow_prefill_is_the_reason_where_decoding_is_faster(six):
+    slow = {
+        "speedup": Figure(0.9, 0.85, 0.95),
+        "speedup_decode": Figure(1.1, 1.0, 1.2),
+        "ttft_ms": Figure(75.0, 70.0, 80.0),
+    }
+    assert sentence(with_figures(six, "kangaroo", **slow), "kangaroo") == (
+        "kangaroo is slower than vanilla: its decoding is 1.10 times as fast, but its first token "
+        "takes 75.0 ms instead of 20.0."
+    )
+
+
+def test_time_between_the_phases_is_named_where_it_is_the_reason(six):
+    figures = {
+        "speedup": Figure(0.9, 0.85, 0.95),
+        "speedup_decode": Figure(0.8, 0.7, 0.9),
+        "draft_cost": Figure(0.2, 0.2, 0.2),
+        "verify_cost": Figure(1.1, 1.1, 1.1),
+        "tokens_per_step": Figure(2.0, 2.0, 2.0),
+    }
+    assert sentence(with_figures(six, "kangaroo", **figures), "kangaroo") == (
+        "kangaroo is slower than vanilla: a step costs 0.20 (draft) + 1.10 (verifying 5.0 rows) + "
+        "1.20 (all else) vanilla passes and yields 2.00 tokens."
+    )

@@ -1,0 +1,130 @@
+"""What a report says, before anyone draws it: cells, sheets, and the sections of a report.
+
+Every format draws the same :class:`Report`, so that none says more or less than another.
+
+Knows: how a figure is written.  Does not know: summaries, terminals, Markdown or any other format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from specbench_kangaroo.bootstrap import Figure
+
+ABSENT = "–"
+
+
+class Mark(Enum):
+    """What a reader's eye is drawn to; a format shows it in its own way, or not at all."""
+
+    NONE = "none"
+    FASTER = "faster"
+    SLOWER = "slower"
+    ALARM = "alarm"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell in one line, and the same broken over lines for where there is little room."""
+
+    text: str
+    lines: tuple[str, ...] = ()
+    mark: Mark = Mark.NONE
+
+    @property
+    def stacked(self) -> tuple[str, ...]:
+        """The lines to be drawn under one another."""
+        return self.lines or (self.text,)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading, and on which side its cells stand."""
+
+    heading: Cell
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table as cells.
+
+    Attributes:
+        columns: as many as each row has cells.
+        rows: from top to bottom.
+        bold: the row that sums the others up, by its first cell.
+        stacked: too wide for a terminal, which is to draw the cells' lines instead of their text,
+            and, if that is still too wide, several tables that each have the first column.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    bold: str | None = None
+    stacked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line of text."""
+
+    text: str
+    mark: Mark = Mark.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A sheet with its title, and what is to be said under it."""
+
+    title: str
+    sheet: Sheet
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All of a report, in order: sections, then what their columns mean, then what is amiss."""
+
+    sections: tuple[Section, ...]
+    captions: tuple[str, ...]
+    closing: tuple[Note, ...] = ()
+
+
+def value_text(figures: Mapping[str, Figure], name: str, form: str = ".2f") -> str:
+    """A figure without its interval."""
+    return format(figures[name].value, form) if name in figures else ABSENT
+
+
+def interval_cell(
+    figures: Mapping[str, Figure], name: str, form: str = ".2f", mark: Mark = Mark.NONE
+) -> Cell:
+    """A figure with its interval: ``1.27 (1.20–1.35)``, or the two under one another."""
+    figure = figures.get(name)
+    value = value_text(figures, name, form)
+    if figure is None or figure.low is None or figure.high is None:
+        return Cell(value, mark=mark)
+    interval = f"{figure.low:{form}}–{figure.high:{form}}"
+    return Cell(f"{value} ({interval})", (value, interval), mark)
+
+
+def speedup_cell(figures: Mapping[str, Figure]) -> Cell:
+    """The speedup; only an interval that lies wholly on one side of 1 says faster or slower."""
+    speedup = figures.get("speedup")
+    mark = Mark.NONE
+    if speedup is not None and speedup.low is not None and speedup.low > 1:
+        mark = Mark.FASTER
+    elif speedup is not None and speedup.high is not None and speedup.high < 1:
+        mark = Mark.SLOWER
+    return interval_cell(figures, "speedup", mark=mark)
+
+
+def rate_text(figures: Mapping[str, Figure]) -> str:
+    """Tokens per second, in three or four digits."""
+    rate = figures.get("tokens_per_second")
+    return ABSENT if rate is None else f"{rate.value:.{1 if rate.value < 99.95 else 0}f}"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """``1 error``, ``2 errors``."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
