@@ -23,7 +23,7 @@ Limits:
       depend on each other, but differences of counts still have mean 0, are uncorrelated with those
       of the turns before, and are swapped with the variance that they have, coupled or not.  So the
       test holds for many prompts, by the central limit theorem; with ten questions of two turns it
-      was seen to reject 6 to 7 % at a level of 5 %, in a simulation that links turns closely.
+      was seen to reject 6 to 7.5 % at a level of 5 %, in a simulation that links turns closely.
     - Each method is tested for itself: of a thousand lossless ones, one raises an alarm.
 
 Knows: token ids of answers.  Does not know: models, how tokens are drawn, or how a result is shown.
