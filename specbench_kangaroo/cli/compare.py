@@ -1,0 +1,165 @@
+"""``specbench compare``: the regression gate between two runs.
+
+Knows: flags, which report is rendered by what and where it goes, the exit status.
+Does not know: gates, or when runs can be compared.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specbench_kangaroo.cli.report import write_file
+
+if TYPE_CHECKING:
+    from specbench_kangaroo.regression import Comparison
+
+FAILED = 1
+JOB_SUMMARY = "GITHUB_STEP_SUMMARY"
+"""The environment variable by which GitHub names the file that a job's summary is made of."""
+
+_FILE_WIDTH = 100  # of a terminal report in a file, which has no width of its own
+
+
+class GateFormat(StrEnum):
+    """What a comparison can be rendered as."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    JUNIT = "junit"
+
+
+Baseline = Annotated[
+    Path, typer.Argument(metavar="BASELINE", help="The run that sets what is expected.")
+]
+Candidate = Annotated[
+    Path, typer.Argument(metavar="CANDIDATE", help="The run that must not be worse.")
+]
+Timing = Annotated[
+    bool, typer.Option("--timing", help="Gate speeds too: runs of one session on one machine only.")
+]
+ToleranceAcceptance = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Allowed loss: of mean accepted tokens, relative; by position, absolute.",
+        metavar="X",
+    ),
+]
+ToleranceTokens = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Allowed share of answers whose tokens are not the baseline's.",
+        metavar="X",
+    ),
+]
+ToleranceSpeedup = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Allowed loss of speed, relative; it fails if the whole interval lies beyond.",
+        metavar="X",
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Compare though this field differs; repeatable. A refusal names the field.",
+        show_default=False,
+        metavar="FIELD",
+    ),
+]
+Format = Annotated[GateFormat, typer.Option("--format", help="What to write.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file to write; standard output then has the terminal's table.",
+        show_default="standard output",
+    ),
+]
+
+
+def compare(  # noqa: PLR0913 (one parameter a flag)
+    baseline: Baseline,
+    candidate: Candidate,
+    *,
+    timing: Timing = False,
+    tolerance_acceptance: ToleranceAcceptance = 0.02,
+    tolerance_tokens: ToleranceTokens = 0.0,
+    tolerance_speedup: ToleranceSpeedup = 0.05,
+    allow: Allow = None,
+    format_: Format = GateFormat.TERMINAL,
+    output: Output = None,
+) -> None:
+    """Hold a run against an earlier one: has anything become worse.
+
+    Errors, tokens, acceptance and losslessness are gated on any machine, speeds with --timing.
+    Exit status 1: a gate failed; 2: the runs cannot be compared.
+    """
+    from specbench_kangaroo import regression  # noqa: PLC0415
+    from specbench_kangaroo.gate import Tolerances  # noqa: PLC0415
+    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+
+    comparison = regression.compare(
+        read_run(baseline),
+        read_run(candidate),
+        tolerances=Tolerances(
+            acceptance=tolerance_acceptance, tokens=tolerance_tokens, speedup=tolerance_speedup
+        ),
+        timing=timing,
+        allow=allow or (),
+    )
+    _deliver(comparison, format_, output)
+    raise typer.Exit(FAILED if comparison.failed else 0)
+
+
+def _deliver(comparison: Comparison, format_: GateFormat, output: Path | None) -> None:
+    """Write the report to the file that was asked for, the terminal and the job's summary."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from specbench_kangaroo.gate_reports import terminal  # noqa: PLC0415
+
+    if output is not None:
+        write_file(output, _as_text(comparison, format_))
+    if output is not None or format_ is GateFormat.TERMINAL:
+        Console(highlight=False).print(terminal(comparison))
+    else:
+        typer.echo(_as_text(comparison, format_), nl=False)
+    if summary := os.environ.get(JOB_SUMMARY):
+        _append(Path(summary), _as_text(comparison, GateFormat.MARKDOWN))
+
+
+def _as_text(comparison: Comparison, format_: GateFormat) -> str:
+    """A report without colours, ending in a newline."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from specbench_kangaroo import gate_reports  # noqa: PLC0415
+
+    if format_ is GateFormat.MARKDOWN:
+        return gate_reports.markdown(comparison)
+    if format_ is GateFormat.JUNIT:
+        return gate_reports.junit(comparison)
+    file = io.StringIO()
+    Console(file=file, width=_FILE_WIDTH, highlight=False).print(gate_reports.terminal(comparison))
+    return file.getvalue()
+
+
+def _append(path: Path, text: str) -> None:
+    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
+
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(
+            f"cannot append to {path}, which {JOB_SUMMARY} names: {error.strerror}; unset it"
+        ) from error
