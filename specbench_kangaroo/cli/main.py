@@ -17,13 +17,16 @@ from typing import Annotated
 import typer
 
 from specbench_kangaroo import __version__
+from specbench_kangaroo.cli.compare import compare
 from specbench_kangaroo.cli.doctor import doctor
+from specbench_kangaroo.cli.export import export
 from specbench_kangaroo.cli.listing import app as listing
 from specbench_kangaroo.cli.plot import plot
 from specbench_kangaroo.cli.profile import profile
 from specbench_kangaroo.cli.report import report
 from specbench_kangaroo.cli.run import run
 from specbench_kangaroo.cli.training import distil, train
+from specbench_kangaroo.cli.tune import tune
 from specbench_kangaroo.errors import UsageError
 
 UNUSABLE_INPUT = 2
@@ -46,6 +49,9 @@ app = typer.Typer(
 app.command()(run)
 app.command()(report)
 app.command()(plot)
+app.command()(compare)
+app.command()(export)
+app.command()(tune)
 app.command()(profile)
 app.command()(distil)
 app.add_typer(train, name="train")

@@ -53,6 +53,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     backend: flags.BackendFlag = flags.Backend.EAGER,
+    batch_size: flags.BatchSize = 1,
     output: flags.RunOutput = None,
     resume: flags.Resume = False,
 ) -> None:
@@ -61,6 +62,11 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     Vanilla always runs beside them.  Exit status 1: a method changed a greedy output, or sampled
     tokens with other frequencies, and does not say that it is lossy.
     """
+    if batch_size != 1:
+        raise UsageError(
+            f"--batch-size is 1, not {batch_size}: speedups are those of one sequence at a time, "
+            "as in Spec-Bench; leave it out"
+        )
     request = Request(
         model=ModelChoice(
             name=model, revision=revision, dtype=dtype, device=device, backend=backend
@@ -117,11 +123,11 @@ def _announcement(bench: Bench) -> str:
 def _conclude(run_: Run) -> int:
     """Write and show what the run found; returns the exit status."""
     from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
-    from specbench_kangaroo.cli.report import as_text, show, write_file  # noqa: PLC0415
+    from specbench_kangaroo.cli.report import as_json, show, write_file  # noqa: PLC0415
     from specbench_kangaroo.stats import summarise  # noqa: PLC0415
 
     summary = summarise(run_)
-    write_file(run_.folder / SUMMARY, as_text(summary, flags.ReportFormat.JSON))
+    write_file(run_.folder / SUMMARY, as_json(summary))
     show(summary)
     typer.echo(f"run folder: {run_.folder}")
     try:

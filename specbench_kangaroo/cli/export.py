@@ -1,0 +1,67 @@
+"""``specbench export``: a run in another project's format, as files.
+
+Knows: which formats there are, where files go.  Does not know: what a format holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specbench_kangaroo.errors import UsageError
+
+if TYPE_CHECKING:
+    from specbench_kangaroo.spec_bench_answers import AnswerFile
+
+
+class ExportFormat(StrEnum):
+    """What a run can be exported as."""
+
+    SPEC_BENCH = "spec-bench"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    format_: Annotated[
+        ExportFormat, typer.Option("--format", help="What to write.")
+    ] = ExportFormat.SPEC_BENCH,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A folder for the files.", show_default="RUN/FORMAT", metavar="DIR"),
+    ] = None,
+) -> None:
+    """Write a run as answer files for Spec-Bench's own evaluation/speed.py, one per method.
+
+    Files of the same names are replaced.
+    """
+    from specbench_kangaroo.spec_bench_answers import answer_files  # noqa: PLC0415
+    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+
+    folder = output or run / format_.value
+    files = answer_files(read_run(run))
+    for path in _write(folder, files.values()):
+        typer.echo(path)
+    for method, file in files.items():
+        if file.left_out:
+            answers = "1 answer" if file.left_out == 1 else f"{file.left_out} answers"
+            typer.echo(f"{method}: left out {answers} that failed", err=True)
+
+
+def _write(folder: Path, files: Iterable[AnswerFile]) -> list[Path]:
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            path = folder / file.name
+            path.write_text("".join(json.dumps(line) + "\n" for line in file.lines), "utf-8")
+            paths.append(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {error.filename or folder}: {error.strerror}; give another --output"
+        ) from error
+    return paths

@@ -1,0 +1,219 @@
+"""``specbench tune``: what other draft lengths and thresholds would have given, from a logged run.
+
+Knows: flags, formats, where the figure and the run that verifies it go.  Does not know: how a run
+is replayed, or how it is run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specbench_kangaroo.cli.report import write_file
+from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.rerun import command_line, request_again
+
+if TYPE_CHECKING:
+    from specbench_kangaroo.bootstrap import Figure
+    from specbench_kangaroo.request import Request
+    from specbench_kangaroo.store import Run
+    from specbench_kangaroo.tuning import Tuning
+
+FIGURE = "tune"
+_FILE_WIDTH = 80
+
+
+class TuneFormat(StrEnum):
+    """What a tuning can be rendered as."""
+
+    TERMINAL = "terminal"
+    JSON = "json"
+
+
+Logged = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder: threshold 0, and steps such as 12.")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="One with the options steps and threshold.",
+        show_default="the only one of the run",
+        metavar="NAME",
+    ),
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Run the best setting too, into RUN-tuned.")]
+Format = Annotated[TuneFormat, typer.Option("--format", help="What to write.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file to write; the figure goes beside it.", show_default="standard output"
+    ),
+]
+
+
+def tune(
+    run: Logged,
+    *,
+    method: Method = None,
+    verify: Verify = False,
+    format_: Format = TuneFormat.TERMINAL,
+    output: Output = None,
+) -> None:
+    """Predict the speedup of every draft length and threshold from one logged run.
+
+    The run must have drafted greedily, without branches and with threshold 0, so that it holds the
+    draft's confidence in every token.
+    """
+    from specbench_kangaroo import tuning  # noqa: PLC0415
+    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+
+    logged = read_run(run)
+    found = tuning.tune(logged, method)
+    request = request_again(logged.manifest, found.method, found.best._asdict())
+    _draw(found, output.parent if output else run)
+    at_once = format_ is TuneFormat.TERMINAL and output is None
+    if at_once:
+        _print(found, request)
+    status, measured = 0, None
+    if verify:
+        status, measured = _verify(logged, found, request)
+    if format_ is TuneFormat.JSON:
+        text = _document(found, request, measured)
+    else:
+        text = ("" if at_once else _rendered(found, request)) + _outcome(found, measured)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_file(output, text)
+    raise typer.Exit(status)
+
+
+def _draw(found: Tuning, folder: Path) -> None:
+    from specbench_kangaroo.figure_style import save  # noqa: PLC0415
+    from specbench_kangaroo.tune_figure import speedup_surface  # noqa: PLC0415
+
+    try:
+        (path,) = save(speedup_surface(found), folder / FIGURE, ("png",))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {error.filename or folder}: {error.strerror}; give another --output"
+        ) from error
+    typer.echo(f"figure: {path}", err=True)
+
+
+def _print(found: Tuning, request: Request) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    from specbench_kangaroo.tune_tables import terminal  # noqa: PLC0415
+
+    Console(highlight=False).print(terminal(found))
+    typer.echo(_how_to_run(request), nl=False)
+
+
+def _rendered(found: Tuning, request: Request) -> str:
+    from rich.console import Console  # noqa: PLC0415
+
+    from specbench_kangaroo.tune_tables import terminal  # noqa: PLC0415
+
+    file = io.StringIO()
+    Console(file=file, width=_FILE_WIDTH, highlight=False).print(terminal(found))
+    return file.getvalue() + _how_to_run(request)
+
+
+def _how_to_run(request: Request) -> str:
+    # Not through rich, which would break the line: it is there to be pasted.
+    return f"run it: {command_line(request)}\n"
+
+
+def _document(found: Tuning, request: Request, measured: Figure | None) -> str:
+    from specbench_kangaroo.tuning import to_json  # noqa: PLC0415
+
+    document = to_json(found) | {"command": command_line(request)}
+    if measured is not None:
+        document["measured"] = asdict(measured)
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _outcome(found: Tuning, measured: Figure | None) -> str:
+    from specbench_kangaroo.stats import OVERALL  # noqa: PLC0415
+    from specbench_kangaroo.tune_tables import interval_text  # noqa: PLC0415
+
+    if measured is None:
+        return ""
+    predicted = found.tasks[OVERALL].figure
+    return f"predicted {interval_text(predicted)}, measured {interval_text(measured)}\n"
+
+
+def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Figure]:
+    """Run the best setting; returns the run's exit status and its speedup.
+
+    Raises:
+        UsageError: the questions, model or draft weights are no longer those of the logged run.
+    """
+    from specbench_kangaroo.stats import OVERALL, summarise  # noqa: PLC0415
+    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+
+    folder = _tuned_folder(logged.folder)
+    resume = _is_begun(folder, found)
+    _check_questions(logged, request)
+    # Standard output is the tuning's, and a document in JSON; the run tells its story beside it.
+    with redirect_stdout(sys.stderr):
+        status = benchmark(request, command_line(request, folder), folder, resume=resume)
+    if status == INTERRUPTED:
+        raise typer.Exit(status)
+    tuned = read_run(folder)
+    _check_weights(logged, tuned, found.method)
+    tasks = summarise(tuned).methods[found.method].tasks
+    if OVERALL not in tasks:
+        raise UsageError(f"{folder} has no answers to compare; see its generations.jsonl")
+    return status, tasks[OVERALL].figures["speedup"]
+
+
+def _tuned_folder(folder: Path) -> Path:
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-tuned")
+
+
+def _is_begun(folder: Path, found: Tuning) -> bool:
+    """Whether the folder holds a run of the best setting already, which only needs finishing."""
+    from specbench_kangaroo.run_json import MANIFEST, read_manifest  # noqa: PLC0415
+
+    if not (folder / MANIFEST).is_file():
+        return False
+    record = read_manifest(folder).methods.get(found.method)
+    wanted = found.best._asdict()
+    if record is None or any(record.options.get(name) != wanted[name] for name in wanted):
+        raise UsageError(
+            f"{folder} holds a run of other settings; move or remove it, then --verify again"
+        )
+    return True
+
+
+def _check_questions(logged: Run, request: Request) -> None:
+    from specbench_kangaroo.questions import load_questions  # noqa: PLC0415
+
+    source = request.questions.source
+    if load_questions(source).sha256 != logged.manifest.hashes.get("questions"):
+        raise UsageError(
+            f"the questions of {source} have changed since {logged.folder} was run; restore them, "
+            "or run and tune again"
+        )
+
+
+def _check_weights(logged: Run, tuned: Run, method: str) -> None:
+    before, after = logged.manifest, tuned.manifest
+    if before.hashes != after.hashes:
+        raise UsageError(f"{before.model} has changed since {logged.folder} was run; run it again")
+    if before.methods[method].weights_sha256 != after.methods[method].weights_sha256:
+        raise UsageError(
+            f"the weights of {method} have changed since {logged.folder} was run; run it again"
+        )
