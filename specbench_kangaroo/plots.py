@@ -1,95 +1,88 @@
-"""A summary as figures.
+"""Speedups as figures: by task, and beside what the same drafts could have given.
 
-Knows: matplotlib and :class:`~specbench_kangaroo.stats.Summary`.  Does not know: records, windows
-or pyplot's global state.
+Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: records, files, colours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from specbench_kangaroo import bootstrap
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.stats import Summary
+from specbench_kangaroo.figure_marks import error_bar, note, point, reach_of
+from specbench_kangaroo.figure_style import EDGE, Look, legend_below, looks, page, title, undress
+from specbench_kangaroo.stats import OVERALL, Summary
 
-FORMATS = ("png", "svg", "pdf")
-DPI = 160
-
-# Okabe and Ito's colours, safe for the colour-blind; those on which a black error bar shows come
-# first.  The hatches tell neighbours apart in greyscale.
-_COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
-_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
 _BAR_INCHES = 0.26
 _GROUP_GAP = 0.6  # between tasks, in bars
+_ROW_INCHES = 0.42
+_IDEAL_NOTE = (
+    "ideal: the same drafts, verified at the cost of one token, with its interval as a band\n"
+    "%: realised as a share of the ideal"
+)
+_REALISED, _IDEAL, _SHARE = "speedup", "speedup_ideal", "realised_over_ideal"
 
 
-def speedup_by_task(summary: Summary) -> Figure:
+def speedup_by_task(summary: Summary) -> Figure | None:
     """Speedup over the baseline: a group of bars per task, a bar per method, with intervals.
 
-    Raises:
-        UsageError: no method was set against the baseline.
+    None if no method was set against the baseline.
     """
-    names = [name for name in summary.methods if "speedup" in _figures(summary, name)]
+    names = [name for name in summary.methods if _REALISED in _overall(summary, name)]
     if not names:
-        raise UsageError(
-            f"run {summary.run!r} has no speedup to plot: nothing but the baseline ran"
-        )
+        return None
     tasks = list(dict.fromkeys(task for name in names for task in summary.methods[name].tasks))
     pitch = len(names) + _GROUP_GAP
-    figure = Figure(figsize=(8.0, 1.6 + _BAR_INCHES * pitch * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = page(1.6 + _BAR_INCHES * pitch * len(tasks))
     axes = figure.add_subplot()
+    known = looks(summary)
     for index, name in enumerate(names):
         centres = [pitch * place + index for place in range(len(tasks))]
-        _bars(axes, summary, name, tasks=tasks, centres=centres, style=index)
+        _bars(axes, summary, name, tasks=tasks, centres=centres, look=known[name])
     middle = (len(names) - 1) / 2
     axes.set_yticks(
         [pitch * place + middle for place in range(len(tasks))], _labels(summary, tasks)
     )
-    _dress(axes, summary, names)
+    axes.margins(x=0.12, y=0.02)  # room for the values beyond the longest bar
+    axes.set_xlim(left=0.0)
+    _dress(axes, summary)
+    axes.set_title(title(summary, names), fontsize="medium")
     if len(names) > 1:
-        # Outside the axes, so that it can lie over no bar.
-        figure.legend(loc="outside lower center", ncols=min(len(names), 4), frameon=False)
+        legend_below(figure)
     return figure
 
 
-def save(
-    figure: Figure, path_without_suffix: Path, formats: Sequence[str] = ("png", "svg")
-) -> list[Path]:
-    """Writes the figure once per format; the same figure gives the same bytes.
+def realised_over_ideal(summary: Summary) -> Figure | None:
+    """Overall speedup of each method beside the one if verification cost what one token does.
 
-    Raises:
-        UsageError: a format that is none of :data:`FORMATS`.
+    None if no method drafts.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise UsageError(f"unknown figure format {name!r}; there are: {', '.join(FORMATS)}")
-    path_without_suffix.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name in formats:
-        # Not with_suffix: that would cut a dot in the name of the run off.
-        path = path_without_suffix.with_name(f"{path_without_suffix.name}.{name}")
-        with mpl.rc_context({"svg.hashsalt": "specbench"}):
-            figure.savefig(path, dpi=DPI, metadata=_metadata(name))
-        paths.append(path)
-    return paths
+    wanted = {_REALISED, _IDEAL, _SHARE}
+    names = [name for name in summary.methods if wanted <= _overall(summary, name).keys()]
+    if not names:
+        return None
+    figure = page(2.0 + _ROW_INCHES * len(names))
+    axes = figure.add_subplot()
+    known = looks(summary)
+    for row, name in enumerate(names):
+        _dumbbell(axes, _overall(summary, name), row, known[name])
+    point(axes, [], [], face=EDGE, label="realised")
+    point(axes, [], [], face="white", label="ideal")
+    axes.set_yticks(range(len(names)), [summary.label(name) for name in names])
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.12)
+    _dress(axes, summary)
+    axes.set_title(title(summary, []), fontsize="medium")  # the axis names the methods
+    legend_below(figure, note=_IDEAL_NOTE)
+    return figure
 
 
-def _metadata(name: str) -> dict[str, str | None]:
-    # No date: it would make two files of the same figure differ.
-    dated = {"svg": "Date", "pdf": "CreationDate"}
-    return {dated[name]: None} if name in dated else {}
-
-
-def _figures(summary: Summary, method: str) -> dict[str, bootstrap.Figure]:
+def _overall(summary: Summary, method: str) -> Mapping[str, bootstrap.Figure]:
     tasks = summary.methods[method].tasks
-    return dict(next(iter(tasks.values())).figures) if tasks else {}
+    return tasks[OVERALL].figures if OVERALL in tasks else {}
 
 
 def _bars(
@@ -99,60 +92,46 @@ def _bars(
     *,
     tasks: Sequence[str],
     centres: Sequence[float],
-    style: int,
+    look: Look,
 ) -> None:
     found = summary.methods[method].tasks
-    label = summary.label(method)  # once, so that the legend names each method once
     for task, centre in zip(tasks, centres, strict=True):
-        speedup = found[task].figures.get("speedup") if task in found else None
+        speedup = found[task].figures.get(_REALISED) if task in found else None
         if speedup is None:
             continue
-        _bar(axes, speedup, centre, label=label, style=style)
-        label = "_"
+        _bar(axes, speedup, centre, label=summary.label(method), look=look)
 
 
-def _bar(axes: Axes, speedup: bootstrap.Figure, centre: float, *, label: str, style: int) -> None:
+def _bar(axes: Axes, speedup: bootstrap.Figure, centre: float, *, label: str, look: Look) -> None:
     axes.barh(
         centre,
         speedup.value,
         height=0.86,
-        color=_COLOURS[style % len(_COLOURS)],
-        hatch=_HATCHES[style % len(_HATCHES)],
-        edgecolor="0.3",
+        color=look.colour,
+        hatch=look.hatch,
+        edgecolor=EDGE,
         linewidth=0.6,
         label=label,
     )
-    end = _error_bar(axes, speedup, centre)
-    axes.annotate(
-        f"{speedup.value:.2f}×",
-        (end, centre),
-        xytext=(5, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize="small",
-        zorder=4,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},  # over the line at 1
-    )
+    error_bar(axes, speedup.value, centre, reach_of([speedup]))
+    note(axes, f"{speedup.value:.2f}×", _end(speedup), centre)
 
 
-def _error_bar(axes: Axes, speedup: bootstrap.Figure, centre: float) -> float:
-    """Draws the interval, if there is one; returns where bar and interval end."""
-    if speedup.low is None or speedup.high is None:
-        return speedup.value
-    # A BCa interval need not hold the value, and an error bar has no negative length.
-    below, above = max(speedup.value - speedup.low, 0.0), max(speedup.high - speedup.value, 0.0)
-    for colour, width in (("white", 3.2), ("black", 1.2)):  # a halo, against the hatches
-        axes.errorbar(
-            speedup.value,
-            centre,
-            xerr=[[below], [above]],
-            fmt="none",
-            ecolor=colour,
-            elinewidth=width,
-            capsize=2.5,
-            capthick=width,
-        )
-    return speedup.value + above
+def _dumbbell(axes: Axes, found: Mapping[str, bootstrap.Figure], row: int, look: Look) -> None:
+    real, ideal, share = (found[name] for name in (_REALISED, _IDEAL, _SHARE))
+    axes.plot([real.value, ideal.value], [row, row], color=EDGE, linewidth=1.2, zorder=2)
+    if ideal.low is not None and ideal.high is not None:
+        # A band, as two error bars on one line could not be told apart where they overlap.
+        axes.barh(row, ideal.high - ideal.low, left=ideal.low, height=0.5, color="0.87", zorder=1)
+    error_bar(axes, real.value, row, reach_of([real]))
+    point(axes, ideal.value, row, face="white", marker=look.marker)
+    point(axes, real.value, row, face=look.colour, marker=look.marker)
+    note(axes, f"{100 * share.value:.0f} %", max(_end(real), _end(ideal)), row)
+
+
+def _end(figure: bootstrap.Figure) -> float:
+    """Where value and interval end."""
+    return figure.value if figure.high is None else max(figure.value, figure.high)
 
 
 def _labels(summary: Summary, tasks: Sequence[str]) -> list[str]:
@@ -160,15 +139,9 @@ def _labels(summary: Summary, tasks: Sequence[str]) -> list[str]:
     return [f"{task.replace('_', ' ')} (n = {baseline[task].n})" for task in tasks]
 
 
-def _dress(axes: Axes, summary: Summary, names: Sequence[str]) -> None:
+def _dress(axes: Axes, summary: Summary) -> None:
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1.0, zorder=3)
-    axes.invert_yaxis()  # the first task at the top
-    axes.margins(x=0.12, y=0.02)  # room for the values beyond the longest bar
-    axes.set_xlim(left=0.0)
+    axes.invert_yaxis()  # the first row at the top
     axes.set_xlabel(f"speedup over {summary.baseline}  (error bars: {bootstrap.INTERVAL_NAME})")
-    subject = (
-        f"{summary.label(names[0])}: " if len(names) == 1 else ""
-    )  # otherwise the legend names them
-    axes.set_title(f"{subject}{summary.model}, {summary.questions}", fontsize="medium")
-    axes.spines[["top", "right"]].set_visible(False)
+    undress(axes)
     axes.tick_params(axis="y", length=0)

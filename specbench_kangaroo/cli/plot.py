@@ -1,60 +1,117 @@
-"""``specbench plot``: the figures of a finished run, as files.
+"""``specbench plot``: the figures of finished runs, as files.
 
-Knows: which figures there are and what their files are called.  Does not know: how they are drawn.
+Knows: where the files go and what they are called.  Does not know: which figures there are, or how
+they are drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench_kangaroo.cli.options import FigureFormat
+from specbench_kangaroo.cli.options import FigureFormat, Runs
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from specbench_kangaroo.stats import Summary
 
 SPEEDUP_FIGURE = "speedup_by_task"
+_FOLDER = "figures"
+_FORMATS = (FigureFormat.PNG, FigureFormat.SVG)
 
 
 def plot(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    runs: Runs,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this figure; repeatable.", show_default="all with data", metavar="NAME"
+        ),
+    ] = None,
     format_: Annotated[
         list[FigureFormat] | None,
         typer.Option("--format", help="File format; repeatable.", show_default="png and svg"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="A folder for the figures.", show_default="the run's own")
+        Path | None,
+        typer.Option(
+            help="A folder for the figures, with a folder per run in it.",
+            show_default="RUN/figures",
+            metavar="DIR",
+        ),
     ] = None,
 ) -> None:
-    """Draw the figures of a run."""
+    """Draw the figures of runs."""
+    from specbench_kangaroo.figures import check_names, figures_of  # noqa: PLC0415
     from specbench_kangaroo.stats import summarise  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
-    summary = summarise(read_run(run))
-    formats = tuple(format_ or (FigureFormat.PNG, FigureFormat.SVG))
-    for path in draw(summary, output or run, formats=formats):
-        typer.echo(path)
+    check_names(figure or ())
+    for run, folder in _folders(runs, output).items():
+        found = read_run(run)
+        drawn = figures_of(found, summarise(found), figure)
+        _refuse_missing(run, drawn, figure)
+        for path in _save(drawn, folder, formats=format_ or _FORMATS):
+            typer.echo(path)
 
 
-def draw(
-    summary: Summary,
-    folder: Path,
-    *,
-    formats: tuple[FigureFormat, ...] = (FigureFormat.PNG, FigureFormat.SVG),
-) -> list[Path]:
-    """Save every figure of a run into ``folder``.
+def draw(summary: Summary, folder: Path) -> list[Path]:
+    """Save the speedups alone, which is what a run shows of itself when it ends.
 
     Raises:
-        UsageError: the run has nothing to draw, or the folder cannot be written.
+        UsageError: there is no speedup, or the folder cannot be written.
     """
     from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
-    from specbench_kangaroo.plots import save, speedup_by_task  # noqa: PLC0415
+    from specbench_kangaroo.plots import speedup_by_task  # noqa: PLC0415
 
     figure = speedup_by_task(summary)
+    if figure is None:
+        raise UsageError(
+            f"run {summary.run!r} has no speedup to plot: nothing but {summary.baseline} ran"
+        )
+    return _save({SPEEDUP_FIGURE: figure}, folder, formats=_FORMATS)
+
+
+def _folders(runs: Sequence[Path], output: Path | None) -> dict[Path, Path]:
+    """Where the figures of each run go."""
+    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
+
+    if output is None:
+        return {run: run / _FOLDER for run in runs}
+    folders = {run: output / run.resolve().name for run in runs}
+    for folder in folders.values():
+        same = [str(run) for run, other in folders.items() if other == folder]
+        if len(same) > 1:
+            raise UsageError(
+                f"the figures of {' and '.join(same)} would overwrite each other in {folder}; "
+                "plot them one by one, each with its own --output"
+            )
+    return folders
+
+
+def _refuse_missing(run: Path, drawn: Mapping[str, Figure], asked: Sequence[str] | None) -> None:
+    """Whoever asks for a figure by name is told why there is none."""
+    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
+
+    missing = [name for name in asked or () if name not in drawn]
+    if missing:
+        raise UsageError(f"{run} has no data for {', '.join(missing)}; leave it out")
+    if not drawn:
+        raise UsageError(f"{run} has no answers to draw anything from; see its generations.jsonl")
+
+
+def _save(
+    drawn: Mapping[str, Figure], folder: Path, *, formats: Sequence[FigureFormat]
+) -> list[Path]:
+    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
+    from specbench_kangaroo.figure_style import save  # noqa: PLC0415
+
     try:
-        return save(figure, folder / SPEEDUP_FIGURE, formats)
+        return [path for name in drawn for path in save(drawn[name], folder / name, formats)]
     except OSError as error:
         raise UsageError(
             f"cannot write {error.filename or folder}: {error.strerror}; give another --output"

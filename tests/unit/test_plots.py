@@ -1,15 +1,21 @@
+"""The figures of speedups, and what all figures share: files, looks, error bars."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 from specbench_kangaroo import plots, stats
 from specbench_kangaroo.bootstrap import Figure
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.figure_style import FORMATS, looks, save
 from specbench_kangaroo.store import read_run
-from tests.unit.runs import make_run
+from specbench_kangaroo.time_plots import PHASE_LOOKS
+from tests.unit.runs import SIDES, make_comparison, make_run
 
 METHODS = ("vanilla", "kangaroo", "medusa")
 
@@ -18,6 +24,20 @@ METHODS = ("vanilla", "kangaroo", "medusa")
 def summary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plots") / "run"
     return stats.summarise(read_run(make_run(folder, methods=METHODS, spread=0.05)))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plots") / "run"
+    return stats.summarise(read_run(make_comparison(folder)))
+
+
+def with_figures(summary, figures):
+    """A summary of kangaroo alone, with these figures and no others."""
+    kangaroo = summary.methods["kangaroo"]
+    part = replace(kangaroo.tasks["overall"], figures=figures)
+    alone = replace(kangaroo, tasks={"overall": part})
+    return replace(summary, methods={"vanilla": summary.methods["vanilla"], "kangaroo": alone})
 
 
 def test_every_method_and_task_has_a_bar_with_its_value(summary):
@@ -45,28 +65,8 @@ def test_a_lossy_method_is_marked_in_legend_and_title(summary):
     assert axes.get_title().startswith("medusa (lossy): ")
 
 
-def test_nothing_is_cut_or_lies_over_something_else(summary):
-    figure = plots.speedup_by_task(summary)
-    figure.canvas.draw()
-    (axes,) = figure.axes
-    page = figure.bbox
-    texts = [*axes.texts, *axes.get_yticklabels(), axes.xaxis.label, axes.title]
-    for text in texts:
-        box = text.get_window_extent()
-        assert box.x0 >= page.x0 and box.x1 <= page.x1, f"{text.get_text()!r} is cut"  # noqa: PT018
-        assert box.y0 >= page.y0 and box.y1 <= page.y1, f"{text.get_text()!r} is cut"  # noqa: PT018
-    (legend,) = figure.legends
-    assert not legend.get_window_extent().overlaps(axes.get_window_extent()), "legend over data"
-
-
 def test_a_question_alone_is_drawn_without_an_error_bar(summary):
-    kangaroo = summary.methods["kangaroo"]
-    part = replace(kangaroo.tasks["qa"], figures={"speedup": Figure(1.2, None, None)})
-    alone = {
-        "vanilla": summary.methods["vanilla"],
-        "kangaroo": replace(kangaroo, tasks={"qa": part}),
-    }
-    figure = plots.speedup_by_task(replace(summary, methods=alone))
+    figure = plots.speedup_by_task(with_figures(summary, {"speedup": Figure(1.2, None, None)}))
     (axes,) = figure.axes
     assert not [box for box in axes.containers if isinstance(box, ErrorbarContainer)]
     assert not figure.legends, "one method needs no legend: the title names it"
@@ -74,31 +74,59 @@ def test_a_question_alone_is_drawn_without_an_error_bar(summary):
 
 
 def test_an_interval_that_misses_its_value_can_be_drawn(summary):
-    kangaroo = summary.methods["kangaroo"]
-    part = replace(kangaroo.tasks["qa"], figures={"speedup": Figure(1.2, 1.25, 1.3)})
-    missed = {
-        "vanilla": summary.methods["vanilla"],
-        "kangaroo": replace(kangaroo, tasks={"qa": part}),
+    missed = with_figures(summary, {"speedup": Figure(1.2, 1.25, 1.3)})
+    plots.speedup_by_task(missed).canvas.draw()
+
+
+def test_a_run_of_the_baseline_alone_has_no_speedup_to_plot(tmp_path):
+    alone = stats.summarise(read_run(make_run(tmp_path / "run", methods=["vanilla"])))
+    assert plots.speedup_by_task(alone) is None
+    assert plots.realised_over_ideal(alone) is None
+
+
+def test_the_ideal_is_hollow_and_the_realised_speedup_filled(comparison):
+    (axes,) = plots.realised_over_ideal(comparison).axes
+    points = {
+        (line.get_ydata()[0], line.get_markerfacecolor()): line.get_xdata()[0]
+        for line in axes.lines
+        if line.get_marker() not in ("None", "|") and len(line.get_xdata()) == 1
     }
-    plots.speedup_by_task(replace(summary, methods=missed)).canvas.draw()
+    known = looks(comparison)
+    for row, name in enumerate(SIDES):
+        figures = comparison.methods[name].tasks["overall"].figures
+        assert points[row, "white"] == pytest.approx(figures["speedup_ideal"].value), name
+        assert points[row, known[name].colour] == pytest.approx(figures["speedup"].value), name
+        share = f"{100 * figures['realised_over_ideal'].value:.0f} %"
+        assert axes.texts[row].get_text() == share
+    ticks = [label.get_text() for label in axes.get_yticklabels()]
+    assert ticks == [comparison.label(name) for name in SIDES]
+    assert axes.yaxis_inverted(), "the first method stands at the top"
 
 
 def test_saved_files_keep_the_runs_name_and_are_reproducible(summary, tmp_path):
     figure = plots.speedup_by_task(summary)
-    paths = plots.save(figure, tmp_path / "deep" / "smollm2.v1", formats=plots.FORMATS)
+    paths = save(figure, tmp_path / "deep" / "smollm2.v1", formats=FORMATS)
     assert [path.name for path in paths] == ["smollm2.v1.png", "smollm2.v1.svg", "smollm2.v1.pdf"]
-    again = plots.save(plots.speedup_by_task(summary), tmp_path / "again", formats=plots.FORMATS)
+    again = save(plots.speedup_by_task(summary), tmp_path / "again", formats=FORMATS)
     for first, second in zip(paths, again, strict=True):
         assert first.read_bytes() == second.read_bytes(), f"{first.suffix} differs between two runs"
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(summary, tmp_path):
     with pytest.raises(UsageError, match="'bmp'; there are: png, svg, pdf"):
-        plots.save(plots.speedup_by_task(summary), tmp_path / "figure", formats=("png", "bmp"))
+        save(plots.speedup_by_task(summary), tmp_path / "figure", formats=("png", "bmp"))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_the_baseline_alone_has_no_speedup_to_plot(tmp_path):
-    run = read_run(make_run(tmp_path / "run", methods=["vanilla"]))
-    with pytest.raises(UsageError, match="nothing but the baseline"):
-        plots.speedup_by_task(stats.summarise(run))
+def test_methods_can_be_told_apart_without_colours(comparison):
+    found = looks(comparison)
+    assert len({look.marker for look in found.values()}) == len(found)
+    others = [look for name, look in found.items() if name != "vanilla"]
+    assert len({look.hatch for look in others}) == len(others)
+    assert {look.line for look in others} != {found["vanilla"].line}
+
+
+def test_phases_are_ordered_from_dark_to_light():
+    weights = (0.2126, 0.7152, 0.0722)  # of red, green and blue in what is seen as brightness
+    greys = [np.dot(weights, to_rgb(look.colour)) for look in PHASE_LOOKS.values()]
+    assert np.diff(greys).min() > 0.15, f"a greyscale print shows {greys}"
