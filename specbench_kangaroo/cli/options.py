@@ -25,7 +25,10 @@ class ReportFormat(StrEnum):
 
     TERMINAL = "terminal"
     MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
     JSON = "json"
+    HTML = "html"
 
 
 class FigureFormat(StrEnum):
@@ -104,6 +107,9 @@ Warmup = Annotated[
     typer.Option(
         min=0, help="Prompts that every method answers before it is measured.", metavar="N"
     ),
+]
+BatchSize = Annotated[
+    int, typer.Option(help="Prompts decoded at once: 1, as in Spec-Bench.", metavar="N")
 ]
 BackendFlag = Annotated[Backend, typer.Option(help="How the target's passes are launched.")]
 RunOutput = Annotated[

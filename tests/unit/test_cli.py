@@ -14,7 +14,10 @@ from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.cli.run import _resuming
 from tests.unit.runs import make_run
 
-COMMANDS = ("run", "report", "plot", "list", "doctor", "distil", "train")
+COMMANDS = (
+    *("run", "report", "plot", "compare", "tune", "export", "profile"),
+    *("list", "doctor", "distil", "train"),
+)
 
 
 def call(*arguments: str | Path) -> int:
@@ -81,6 +84,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--temperature", "-1"], "--temperature"),
         (["run", "--temperature", "1", "--top-p", "0"], r"top_p must lie in \(0, 1\]"),
         (["run", "--backend", "graph"], "graph backend is not available yet"),
+        (["run", "--batch-size", "4"], "--batch-size is 1, not 4"),
         (["run", "--resume"], "--resume needs --output DIR"),
         (["run", "--method", "kangoroo"], "did you mean 'kangaroo'"),
         (["run", "--task", "maths"], "unknown task 'maths'; .*math_reasoning"),
@@ -101,7 +105,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["report"], "Missing argument 'RUN...'"),
         (["report", "nowhere"], "nowhere holds no run"),
-        (["report", "nowhere", "--format", "latex"], "'latex' is not one of .*'json'"),
+        (["report", "nowhere", "--format", "pdf"], "'pdf' is not one of .*'latex'.*'html'"),
         (["plot", "nowhere"], "nowhere holds no run"),
         (["list", "questions", "--questions", "spec_bench"], "did you mean 'spec-bench'"),
     ],
@@ -166,18 +170,6 @@ def test_a_report_that_cannot_be_written_is_one_line(
     folder = make_run(tmp_path / "run")
     line = refused(capsys, "report", folder, "--output", tmp_path / "none" / "report.txt")
     assert "cannot write" in line
-
-
-def test_plot_writes_the_figures_it_names(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    folder = make_run(tmp_path / "run")
-    assert call("plot", folder) == 0
-    paths = [Path(line) for line in capsys.readouterr().out.split()]
-    assert [path.name for path in paths] == ["speedup_by_task.png", "speedup_by_task.svg"]
-    assert all(path.parent == folder and path.stat().st_size for path in paths)
-    assert call("plot", folder, "--format", "pdf", "--output", tmp_path / "figures") == 0
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["speedup_by_task.pdf"]
 
 
 def test_the_command_to_resume_with_can_be_pasted() -> None:

@@ -24,8 +24,12 @@ def _core(names: str) -> frozenset[str]:
 
 
 REPORTING = _core(
-    "bootstrap errors journal jsonl lossless metrics plots questions records registry run_json "
-    "stats store tables totals"
+    "acceptance_plots bootstrap calibration_plot clustered comparability comparison csv_tables "
+    "details draft_log errors figure_marks figure_style figures gate gate_answers gate_pairs "
+    "gate_reports gate_timing html_report journal jsonl latex_tables lossless markdown_tables "
+    "metrics paired_steps plots published questions records registry regression replay rerun "
+    "run_json sampling_check sections sheets side_by_side spec_bench_answers stats step_costs "
+    "step_tables store tables time_plots totals tunable tune_figure tune_tables tuning verdicts"
 )
 ENGINE = _core(
     "accept attention cache clock decode errors layers method packed records rope sampling target "
