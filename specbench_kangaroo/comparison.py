@@ -87,7 +87,7 @@ def by_task(summary: Summary) -> Section:
     """Speedups: a row per task, a column per method."""
     names = others(summary)
     columns = [Column(Cell("task"), left=True)]
-    columns += [Column(_name(summary.label(name), _HEADING_WIDTH)) for name in names]
+    columns += [Column(name_cell(summary.label(name), _HEADING_WIDTH)) for name in names]
     tasks = summary.methods[summary.baseline].tasks
     rows = tuple(
         (_task(task, part.n), *(speedup_cell(_figures(summary, name, task)) for name in names))
@@ -132,7 +132,7 @@ def _because(figures: Mapping[str, Figure], summary: Summary) -> str:
 def _method_row(summary: Summary, name: str) -> tuple[Cell, ...]:
     figures = _overall(summary, name)
     return (
-        _name(summary.label(name), _NAME_WIDTH),
+        name_cell(summary.label(name), _NAME_WIDTH),
         speedup_cell(figures),
         interval_cell(figures, "mean_accepted_tokens"),
         Cell(value_text(figures, "acceptance_rate")),
@@ -181,7 +181,7 @@ def _task(task: str, questions: int) -> Cell:
     return Cell(f"{task} (n = {questions})", (task, f"n = {questions}"))
 
 
-def _name(label: str, width: int) -> Cell:
+def name_cell(label: str, width: int) -> Cell:
     """A method's name, broken at underscores and spaces into lines that are no wider, if it can."""
     lines = [""]
     for part in label.replace("_", "_\n").replace(" ", " \n").split("\n"):

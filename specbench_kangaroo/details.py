@@ -27,6 +27,14 @@ INTERVAL_CAPTION = f"in brackets: {INTERVAL_NAME}"
 BASE_CAPTION = "base: tok/s of the baseline"
 IDEAL_CAPTION = "ideal: the speedup if verifying a draft cost one token; of ideal: realised"
 
+_LATENCY = (
+    ("Spec-Bench", "speedup"),
+    ("CR",),
+    ("TTFT,", "ms"),
+    ("base", "TTFT"),
+    ("TPOT,", "ms"),
+    ("base", "TPOT"),
+)
 _OF_BASELINE = ("tok/s", "TTFT, ms", "TPOT, ms")
 _OF_METHOD = ("speedup", "mean accepted", "acc.\nrate", "tok/s", "base", "ideal", "of\nideal")
 
@@ -41,6 +49,56 @@ def section(summary: Summary, method: str, *, with_reason: bool) -> Section:
         sheet=_sheet(summary, method),
         notes=(*notes, why) if why else tuple(notes),
     )
+
+
+def latency(summary: Summary, method: str) -> Section:
+    """What a method's own table has no room for: Spec-Bench's speedup, passes, and latencies."""
+    columns = (Column(Cell(" ".join(lines), lines)) for lines in _LATENCY)
+    return Section(
+        title=f"{summary.label(method)}: speedup by Spec-Bench's formula, compression, latency",
+        sheet=Sheet(
+            (Column(Cell("task"), left=True), *columns),
+            tuple(_latency_rows(summary, method)),
+            bold=OVERALL,
+            stacked=True,
+        ),
+    )
+
+
+def latency_caption(summary: Summary) -> str:
+    """What the columns of :func:`latency` mean."""
+    return (
+        f"Spec-Bench speedup: mean tok/s over questions, divided by that of {summary.baseline}; "
+        "CR: new tokens per pass of the target, prefill included; "
+        "TTFT: time to the first token; TPOT: time per token after it"
+    )
+
+
+def memory_caption(peak_rss_mb: float) -> str:
+    """The memory of a run, which no method has for itself."""
+    return f"peak memory of the process, which all methods share: {peak_rss_mb:.0f} MiB"
+
+
+def _latency_rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
+    baseline = summary.methods[summary.baseline].tasks
+    for task, part in summary.methods[method].tasks.items():
+        base = baseline[task].figures
+        yield (
+            Cell(task),
+            interval_cell(part.figures, "speedup_specbench"),
+            interval_cell(part.figures, "compression_rate"),
+            *(
+                _ms_cell(figures, name)
+                for name in ("ttft_ms", "tpot_ms")
+                for figures in (part.figures, base)
+            ),
+        )
+
+
+def _ms_cell(figures: Mapping[str, Figure], name: str) -> Cell:
+    """Milliseconds: a tenth of one matters below a hundred."""
+    long = name in figures and figures[name].value >= 99.95
+    return interval_cell(figures, name, ".0f" if long else ".1f")
 
 
 def _sheet(summary: Summary, method: str) -> Sheet:

@@ -24,10 +24,13 @@ _FROM_JSON = {
     "output_ids": tuple,
     "confidence": tuple,
 }
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def plain(value: Any) -> Any:
     """``value`` with every record, mapping, tuple and enum replaced by what JSON has for it."""
+    if type(value) in _PLAIN:  # first: a run has millions of token ids
+        return value
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, Mapping):

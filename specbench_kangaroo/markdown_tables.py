@@ -1,27 +1,34 @@
 """A report as GitHub-flavoured Markdown.
 
-Knows: Markdown, and :class:`~specbench_kangaroo.sheets.Report`.  Does not know: what a report says.
+Knows: Markdown, and :class:`~specbench_kangaroo.sheets.Document`.  Does not know: what it says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from specbench_kangaroo.sections import report_of
-from specbench_kangaroo.sheets import Mark, Sheet
+from specbench_kangaroo.sections import document_of
+from specbench_kangaroo.sheets import Mark, Section, Sheet
 from specbench_kangaroo.stats import Summary
 
 
-def markdown(summary: Summary) -> str:
-    """A summary with the tables of all methods, ending in a newline."""
-    report = report_of(summary, with_details=True)
-    blocks = []
-    for section in report.sections:
-        blocks.append(f"### {section.title}")
-        blocks.append("\n".join(_lines(section.sheet)))
-        blocks += [_marked(note.text, note.mark) for note in section.notes]
-    blocks += ["; ".join(report.captions) + ".", *(note.text for note in report.closing)]
+def markdown(*summaries: Summary) -> str:
+    """Runs with all their tables and what others published, ending in a newline."""
+    document = document_of(summaries, with_details=True, with_published=True)
+    blocks: list[str] = []
+    if document.side_by_side is not None:
+        blocks += _section(document.side_by_side)
+    for report in document.reports:
+        blocks += [f"## {report.run}"] if len(document.reports) > 1 else []
+        blocks += [block for section in report.sections for block in _section(section)]
+        blocks += ["; ".join(report.captions) + ".", *(note.text for note in report.closing)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"### {section.title}"
+    yield "\n".join(_lines(section.sheet))
+    yield from (_marked(note.text, note.mark) for note in section.notes)
 
 
 def _lines(sheet: Sheet) -> Iterator[str]:

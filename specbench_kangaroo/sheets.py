@@ -7,6 +7,7 @@ Knows: how a figure is written.  Does not know: summaries, terminals, Markdown o
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,8 @@ class Mark(Enum):
     NONE = "none"
     FASTER = "faster"
     SLOWER = "slower"
+    LOSSLESS = "lossless"
+    LOSSY = "lossy"
     ALARM = "alarm"
 
 
@@ -73,22 +76,44 @@ class Note:
     mark: Mark = Mark.NONE
 
 
+class Part(Enum):
+    """What a section is for; a page may fold what not every reader wants."""
+
+    MAIN = "main"
+    DETAIL = "detail"
+    PUBLISHED = "published"
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A sheet with its title, and what is to be said under it."""
+    """A sheet with its title, and what is to be said under it.
+
+    ``subject`` is the method that a section of :attr:`Part.DETAIL` is about.
+    """
 
     title: str
     sheet: Sheet
     notes: tuple[Note, ...] = ()
+    part: Part = Part.MAIN
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of a report, in order: sections, then what their columns mean, then what is amiss."""
+    """All of a run, in order: sections, then what their columns mean, then what is amiss."""
 
+    run: str
     sections: tuple[Section, ...]
     captions: tuple[str, ...]
     closing: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Any number of runs: first side by side if there are several, then each for itself."""
+
+    side_by_side: Section | None
+    reports: tuple[Report, ...]
 
 
 def value_text(figures: Mapping[str, Figure], name: str, form: str = ".2f") -> str:
@@ -123,6 +148,12 @@ def rate_text(figures: Mapping[str, Figure]) -> str:
     """Tokens per second, in three or four digits."""
     rate = figures.get("tokens_per_second")
     return ABSENT if rate is None else f"{rate.value:.{1 if rate.value < 99.95 else 0}f}"
+
+
+def folded(text: str, width: int) -> Cell:
+    """A text, broken between words into lines that are no wider where it can be."""
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return Cell(text, tuple(lines))
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

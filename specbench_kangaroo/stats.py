@@ -18,7 +18,7 @@ import pandas as pd
 from specbench_kangaroo.bootstrap import Figure, Floats, Ratio, figures
 from specbench_kangaroo.errors import look_up
 from specbench_kangaroo.metrics import applicable
-from specbench_kangaroo.records import Lossless, Status
+from specbench_kangaroo.records import Lossless, Manifest, Status
 from specbench_kangaroo.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.store import Run
 from specbench_kangaroo.totals import PROMPT, paired, per_generation, per_question
@@ -72,6 +72,8 @@ class Summary:
     baseline: str
     model: str
     questions: str
+    dtype: str | None
+    device: str | None  # by its own name, as far as the machine tells
     methods: Mapping[str, MethodSummary]
     # Of the whole process, which all methods share: no method's own.
     peak_rss_mb: float | None
@@ -93,9 +95,21 @@ def summarise(run: Run) -> Summary:
         baseline=manifest.baseline,
         model=manifest.model,
         questions=manifest.questions,
+        dtype=manifest.settings.get("dtype"),
+        device=_device(manifest),
         methods={name: _method_summary(run, generations, name) for name in names},
         peak_rss_mb=None if pd.isna(peak) else float(peak),
     )
+
+
+def _device(manifest: Manifest) -> str | None:
+    device = manifest.settings.get("device")
+    gpus = manifest.environment.get("gpus") or []
+    if device is None or device == "cpu" or not gpus:
+        return manifest.environment.get("cpu") or device
+    index = int(str(device).partition(":")[2] or 0)
+    name: str = gpus[index]["name"] if index < len(gpus) else device
+    return name
 
 
 def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodSummary:

@@ -1,6 +1,6 @@
 """A report for the terminal, in 80 columns or more.
 
-Knows: rich, and :class:`~specbench_kangaroo.sheets.Report`.  Does not know: what a report says.
+Knows: rich, and :class:`~specbench_kangaroo.sheets.Document`.  Does not know: what it says.
 """
 
 from __future__ import annotations
@@ -13,27 +13,40 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from specbench_kangaroo.sections import report_of
-from specbench_kangaroo.sheets import Cell, Column, Mark, Section, Sheet
+from specbench_kangaroo.sections import document_of
+from specbench_kangaroo.sheets import Cell, Column, Mark, Report, Section, Sheet
 from specbench_kangaroo.stats import Summary
 
 # From this width on there is room for two blanks between columns.
 _ROOMY = 88
 _FIRST_WIDTH = 14  # of the first column: the longest task of Spec-Bench
-_STYLES = {Mark.NONE: "", Mark.FASTER: "green", Mark.SLOWER: "red", Mark.ALARM: "red"}
+_STYLES = {Mark.FASTER: "green", Mark.SLOWER: "red", Mark.ALARM: "red"}
 
 
-def terminal(summary: Summary, *, details: bool = False) -> Group:
-    """A summary for :meth:`rich.console.Console.print`.
+def terminal(*summaries: Summary, details: bool = False, published: bool = False) -> Group:
+    """Runs for :meth:`rich.console.Console.print`.
 
-    ``details`` adds the table of every method to the comparison of several.
+    ``details`` adds all tables of every method, ``published`` what others published of them.
     """
-    report = report_of(summary, with_details=details)
+    document = document_of(summaries, with_details=details, with_published=published)
     parts: list[RenderableType] = []
+    if document.side_by_side is not None:
+        parts += [*_section(document.side_by_side), Text()]
+    for report in document.reports:
+        if len(document.reports) > 1:
+            parts += [Text(f"run {report.run}", style="bold underline"), Text()]
+        parts += _report(report)
+        if report is not document.reports[-1]:
+            parts.append(Text())
+    return Group(*parts)
+
+
+def _report(report: Report) -> Iterator[RenderableType]:
     for section in report.sections:
-        parts += [*_section(section), Text()]
-    parts += [Text(caption, style="dim") for caption in report.captions]
-    return Group(*parts, *(Text(note.text) for note in report.closing))
+        yield from _section(section)
+        yield Text()
+    yield from (Text(caption, style="dim") for caption in report.captions)
+    yield from (Text(note.text) for note in report.closing)
 
 
 def _section(section: Section) -> Iterator[RenderableType]:
@@ -42,7 +55,7 @@ def _section(section: Section) -> Iterator[RenderableType]:
     if section.notes and section.sheet.stacked:
         yield Text()  # rows of several lines would run into what follows
     for note in section.notes:
-        yield Text(note.text, style=_STYLES[note.mark])
+        yield Text(note.text, style=_STYLES.get(note.mark, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +113,7 @@ def _add_column(table: Table, column: Column, *, first: bool) -> None:
 
 
 def _text(cell: Cell, *, stacked: bool) -> Text:
-    style = _STYLES[cell.mark]
+    style = _STYLES.get(cell.mark, "")
     if not stacked:
         return Text(cell.text, style=style)
     first, *more = cell.stacked

@@ -27,7 +27,8 @@ def amiss(label: str, method: MethodSummary, baseline: str) -> Note | None:
     mark = _mark(method)
     words = [outputs(method, baseline)] if mark is Mark.ALARM else []
     words += _left_out(method)
-    return Note(f"{label}: {'; '.join(words)}", mark) if words else None
+    loud = Mark.ALARM if mark is Mark.ALARM else Mark.NONE
+    return Note(f"{label}: {'; '.join(words)}", loud) if words else None
 
 
 def outputs(method: MethodSummary, baseline: str) -> str:
@@ -77,9 +78,14 @@ def _frequencies(check: SamplingCheck, baseline: str, *, lossy: bool) -> str:
 
 
 def _mark(method: MethodSummary) -> Mark:
-    alarm = method.sampling is not None and method.sampling.alarm
-    violated = method.lossless is not None and method.lossless["violation"] > 0
-    return Mark.ALARM if (alarm or violated) and not method.lossy else Mark.NONE
+    """A sampled run raises an alarm or proves nothing, so it is never marked as lossless."""
+    if method.lossy:
+        return Mark.LOSSY
+    if method.sampling is not None:
+        return Mark.ALARM if method.sampling.alarm else Mark.NONE
+    if method.lossless is None:
+        return Mark.NONE
+    return Mark.ALARM if method.lossless["violation"] else Mark.LOSSLESS
 
 
 def _left_out(method: MethodSummary) -> list[str]:

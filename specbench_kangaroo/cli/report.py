@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,56 +31,97 @@ def report(
         Path | None, typer.Option(help="A file to write.", show_default="standard output")
     ] = None,
     details: Annotated[
+        bool, typer.Option("--details", help="In the terminal, all tables of every method.")
+    ] = False,
+    published: Annotated[
         bool,
         typer.Option(
-            "--details", help="In the terminal, the table of every method below a comparison."
+            "--published",
+            help="In the terminal and LaTeX, what papers and the leaderboard say of the methods.",
         ),
     ] = False,
 ) -> None:
-    """Show the figures of runs, one run after another.
+    """Show the figures of runs: side by side if there are several, then one run after another.
 
-    A run of several methods is shown as a comparison; Markdown and JSON hold all its details.
+    A run of several methods is shown as a comparison; every other format holds all its details.
+    HTML is one page with the figures in it, and needs no network.
     """
+    # Before pyarrow is imported: its own pool keeps what it frees, 150 MB of a large run.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    if output is None and format_ is ReportFormat.TERMINAL:
+        show(*_summaries(runs), details=details, published=published)
+        return
+    text = _as_text(runs, format_, details=details, published=published)
+    if output is not None:
+        write_file(output, text)
+    else:
+        typer.echo(text, nl=False)
+
+
+def show(*summaries: Summary, details: bool = False, published: bool = False) -> None:
+    """Print tables that take the terminal's width and colours."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
+
+    Console(highlight=False).print(terminal(*summaries, details=details, published=published))
+
+
+def as_json(*summaries: Summary) -> str:
+    """The document of one run, or a list of them."""
+    from specbench_kangaroo.stats import to_json  # noqa: PLC0415
+
+    documents = [to_json(summary) for summary in summaries]
+    return json.dumps(documents if len(documents) > 1 else documents[0], indent=2) + "\n"
+
+
+def _summaries(folders: Sequence[Path]) -> list[Summary]:
     from specbench_kangaroo.stats import summarise  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
-    summaries = [summarise(read_run(folder)) for folder in runs]
-    if output is not None:
-        text = "".join(as_text(summary, format_, details=details) for summary in summaries)
-        write_file(output, text)
-        return
-    for summary in summaries:
-        show(summary, format_, details=details)
+    return [summarise(read_run(folder)) for folder in folders]  # no run is kept: it may be large
 
 
-def show(
-    summary: Summary, format_: ReportFormat = ReportFormat.TERMINAL, *, details: bool = False
-) -> None:
-    """Print a summary; tables take the terminal's width and colours."""
-    from rich.console import Console  # noqa: PLC0415
-
-    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
-
-    if format_ is ReportFormat.TERMINAL:
-        Console(highlight=False).print(terminal(summary, details=details))
-    else:
-        typer.echo(as_text(summary, format_), nl=False)
-
-
-def as_text(summary: Summary, format_: ReportFormat, *, details: bool = False) -> str:
-    """A summary without colours, ending in a newline."""
-    from rich.console import Console  # noqa: PLC0415
-
-    from specbench_kangaroo.markdown_tables import markdown  # noqa: PLC0415
-    from specbench_kangaroo.stats import to_json  # noqa: PLC0415
-    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
-
+def _as_text(
+    folders: Sequence[Path], format_: ReportFormat, *, details: bool, published: bool
+) -> str:
+    """A report without colours, ending in a newline.  Imports what the format needs, no more."""
+    if format_ is ReportFormat.HTML:
+        return _page(folders)
+    summaries = _summaries(folders)
     if format_ is ReportFormat.JSON:
-        return json.dumps(to_json(summary), indent=2) + "\n"
+        return as_json(*summaries)
+    if format_ is ReportFormat.CSV:
+        from specbench_kangaroo.csv_tables import csv_text  # noqa: PLC0415
+
+        return csv_text(*summaries)
     if format_ is ReportFormat.MARKDOWN:
-        return markdown(summary)
+        from specbench_kangaroo.markdown_tables import markdown  # noqa: PLC0415
+
+        return markdown(*summaries)
+    if format_ is ReportFormat.LATEX:
+        from specbench_kangaroo.latex_tables import latex  # noqa: PLC0415
+
+        return latex(*summaries, published=published)
+    return _plain(*summaries, details=details, published=published)
+
+
+def _page(folders: Sequence[Path]) -> str:
+    from specbench_kangaroo.html_report import illustrated, page  # noqa: PLC0415
+    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+
+    numbered = enumerate(folders, 1)
+    return page(*(illustrated(read_run(path), anchor=f"run-{i}") for i, path in numbered))
+
+
+def _plain(*summaries: Summary, details: bool, published: bool) -> str:
+    from rich.console import Console  # noqa: PLC0415
+
+    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
+
     file = io.StringIO()
-    Console(file=file, width=_FILE_WIDTH, highlight=False).print(terminal(summary, details=details))
+    console = Console(file=file, width=_FILE_WIDTH, highlight=False)
+    console.print(terminal(*summaries, details=details, published=published))
     return file.getvalue()
 
 

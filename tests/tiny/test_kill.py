@@ -23,7 +23,7 @@ from .bench import SAVED, WORDS, save_model, save_questions
 N_QUESTIONS = 8
 KILL_AFTER = 3  # generations
 PATIENCE_S = 300
-TIMED = ("speedup", "per_second", "_ms", "_share", "realised")
+TIMED = ("speedup", "per_second", "_ms", "_share", "_cost", "realised")
 
 
 @pytest.fixture

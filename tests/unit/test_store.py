@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.records import (
+    SCHEMA_VERSION,
     ExitReason,
     Generation,
     GenerationKey,
@@ -360,11 +362,43 @@ def test_an_interrupted_run_says_so_and_is_settled(tmp_path, error):
 # --- unusable folders ---
 
 
+def test_runs_of_every_schema_version_still_load():
+    samples = [
+        read_run(path.parent) for path in (Path(__file__).parent / "golden").glob("*/run.json")
+    ]
+    versions = {run.manifest.schema_version for run in samples}
+    assert versions == set(range(1, SCHEMA_VERSION + 1)), (
+        "a version without a recorded run may become unreadable unnoticed: add one to golden/"
+    )
+    for run in samples:
+        assert len(run.generations)
+        assert len(run.steps) > len(run.generations)
+        assert len(run.judgements)
+
+
+def test_a_run_from_before_a_field_had_been_added_still_loads(tmp_path):
+    folder = make_run(tmp_path / "run")
+    manifest = json.loads((folder / "run.json").read_text())
+    for record in manifest["methods"].values():
+        for name in ("weights_sha256", "weights_record", "lossy"):
+            del record[name]
+    del manifest["baseline"]
+    (folder / "run.json").write_text(json.dumps(manifest))
+    lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["peak_rss_mb"]
+    (folder / "generations.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    run = read_run(folder)
+    assert run.manifest == make_manifest(status="complete")
+    assert run.generations["peak_rss_mb"].isna().all()
+
+
 def test_a_newer_schema_is_refused(tmp_path):
     folder = make_run(tmp_path / "run")
     content = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(content | {"schema_version": 2, "new": 1}))
-    with pytest.raises(UsageError, match=r"schema version 2 is newer .* upgrade"):
+    newer = SCHEMA_VERSION + 1
+    (folder / "run.json").write_text(json.dumps(content | {"schema_version": newer, "new": 1}))
+    with pytest.raises(UsageError, match=rf"schema version {newer} is newer .* upgrade"):
         read_run(folder)
 
 

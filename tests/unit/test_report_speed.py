@@ -1,0 +1,147 @@
+"""A report of a run as large as Spec-Bench at 1,024 tokens an answer: what it costs a process.
+
+Processor time, not the clock's: other work on the machine then does not fail the test.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from specbench_kangaroo.journal import STEP_SCHEMA, STEPS
+from specbench_kangaroo.jsonl import as_line
+from specbench_kangaroo.records import MethodRecord
+from specbench_kangaroo.run_json import write_manifest
+from specbench_kangaroo.stats import TASK_ORDER
+from specbench_kangaroo.store import GENERATIONS, LOSSLESS
+from tests.unit.runs import make_generation, make_judgement, make_manifest, make_run
+
+pytest.importorskip("resource")  # not on Windows
+
+QUESTIONS, TOKENS, DEPTH = 480, 1024, 6
+# Steps of each answer of 1,024 tokens: 1.5 million in all.
+STEPS_OF = {"vanilla": 1023, "a": 300, "b": 380, "c": 420, "d": 480, "e": 520}
+
+CHILD = """
+import json, resource, sys
+from specbench_kangaroo.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    if ended.code: raise
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = sorted({"torch", "transformers", "accelerate"} & sys.modules.keys())
+from specbench_kangaroo.devices import peak_rss_mb
+cost = [used.ru_utime + used.ru_stime, peak_rss_mb(), heavy]
+print(json.dumps(cost), file=sys.stderr)
+"""
+
+
+class Cost(NamedTuple):
+    """What a report took of the machine, and what it imported that it must not."""
+
+    seconds: float
+    peak_mib: float
+    heavy: list[str]
+
+
+def cost_of(*arguments: str | Path) -> Cost:
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, "report", *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert child.returncode == 0, child.stderr
+    return Cost(*json.loads(child.stderr.splitlines()[-1]))
+
+
+def steps_table(method: str, rng: np.random.Generator) -> pa.Table:
+    """The steps of all questions of a method, as the store writes them."""
+    each = STEPS_OF[method]
+    rows = QUESTIONS * each
+    drafted = np.full(rows, 0 if method == "vanilla" else DEPTH)
+    accepted = rng.integers(0, drafted + 1)
+    confidences = pa.array(rng.random(int(drafted.sum())))
+    offsets = pa.array(np.concatenate([[0], drafted.cumsum()]), type=pa.int32())
+    columns = {
+        "method": np.full(rows, method),
+        "question_id": np.repeat(np.arange(QUESTIONS), each),
+        "turn": np.zeros(rows, dtype=np.int64),
+        "repeat": np.zeros(rows, dtype=np.int64),
+        "step": np.tile(np.arange(each), QUESTIONS),
+        "context_length": np.tile(np.arange(each) + 100, QUESTIONS),
+        "drafted": drafted,
+        "accepted": accepted,
+        "emitted": accepted + 1,
+        "rows": drafted + 1,
+        "exit_reason": np.full(rows, "max_steps" if drafted.any() else "no_draft"),
+        "confidence": pa.ListArray.from_arrays(offsets, confidences),
+        "verify_share": np.ones(rows),
+        "draft_ms": drafted * rng.uniform(0.5, 0.6, rows),
+        "verify_ms": rng.uniform(9.0, 10.0, rows),
+        "accept_ms": rng.uniform(0.1, 0.2, rows),
+    }
+    return pa.table(columns, schema=STEP_SCHEMA)
+
+
+def write_large_run(folder: Path) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    methods = {name: MethodRecord(options={}) for name in STEPS_OF}
+    write_manifest(folder, replace(make_manifest(), methods=methods, status="complete"))
+    with pq.ParquetWriter(folder / STEPS, STEP_SCHEMA, compression="zstd") as writer:
+        for name in STEPS_OF:
+            writer.write_table(steps_table(name, rng), row_group_size=50_000)
+    with (folder / GENERATIONS).open("wb") as answers, (folder / LOSSLESS).open("wb") as verdicts:
+        for question in range(QUESTIONS):
+            ids = tuple(rng.integers(0, 49_152, TOKENS).tolist())
+            for name, steps in STEPS_OF.items():
+                answer = make_generation(
+                    name,
+                    question,
+                    task=TASK_ORDER[question * len(TASK_ORDER) // QUESTIONS],
+                    output_ids=ids,
+                    text="word " * 700,
+                    new_tokens=TOKENS,
+                    target_passes=1 + steps,
+                    total_ms=20.0 + steps * rng.uniform(12.0, 14.0),
+                )
+                answers.write(as_line(answer))
+                if name != "vanilla":
+                    verdicts.write(as_line(make_judgement(answer.key)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_large_run(tmp_path_factory.mktemp("speed") / "large")
+
+
+@pytest.mark.parametrize(
+    ("format_", "limit_s"),
+    [("terminal", 10.0), ("html", 20.0)],  # far above what they take: a busy machine is slower
+)
+def test_a_report_of_a_run_of_spec_benchs_size_takes_seconds(
+    large: Path, tmp_path: Path, format_: str, limit_s: float
+) -> None:
+    cost = cost_of(large, "--format", format_, "--output", tmp_path / "report")
+    assert cost.seconds < limit_s, f"a report took {cost.seconds:.1f} s of processor time"
+    assert cost.peak_mib < 1024, f"a report took {cost.peak_mib:.0f} MiB of memory"
+
+
+def test_opening_a_report_imports_no_torch(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    for format_ in ("terminal", "json"):
+        cost = cost_of(folder, "--format", format_)
+        assert not cost.heavy, f"--format {format_} waits for {cost.heavy}, which it never uses"
