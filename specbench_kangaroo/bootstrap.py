@@ -4,8 +4,9 @@ Questions are the clusters: turns and repeats of a question are no independent e
 come here summed.  All figures of a call share their resamples, which keeps them paired.
 
 Few questions give a bootstrap too narrow intervals: it draws from n points as if they were all
-there are.  The nominal level is therefore that of Student's interval in place of the normal one (the
-expanded interval of Hesterberg, The American Statistician 69, 2015); it tends to 95 % as n grows.
+there are.  The nominal level is therefore that of Student's interval in place of the normal one
+(the expanded interval of Hesterberg, The American Statistician 69, 2015); it tends to 95 % as n
+grows.
 
 Knows: arrays of per-question sums.  Does not know: methods, tasks, or what the sums are of.
 """
@@ -136,9 +137,7 @@ def expanded_level(questions: int) -> float:
     return float(1 - 2 * norm.cdf(quantile))
 
 
-def _mended(
-    low: Floats, high: Floats, distribution: Floats, level: float
-) -> tuple[Floats, Floats]:
+def _mended(low: Floats, high: Floats, distribution: Floats, level: float) -> tuple[Floats, Floats]:
     """Percentiles in place of BCa bounds that are no numbers; ``distribution`` is (R, B)."""
     distribution = np.where(np.isfinite(distribution), distribution, np.nan)
     tail = 50 * (1 - level)

@@ -176,7 +176,11 @@ def test_training_writes_heads_that_load_with_their_likeliest_paths(tmp_path: Pa
     trainee = MedusaTrainee.of(model, None)
     head = trainee.head(torch.arange(VOCABULARY))
     settings = TrainSettings(
-        max_tokens=1500, batch_tokens=60, learning_rate=5e-3, validate_every=500, validation_share=0.2
+        max_tokens=1500,
+        batch_tokens=60,
+        learning_rate=5e-3,
+        validate_every=500,
+        validation_share=0.2,
     )
     state = Trainer(head, store, model.lm_head.weight.detach(), settings).run()
     assert len(state.best.by_position) == HEADS
