@@ -156,12 +156,14 @@ def _violations(run_: Run) -> Iterator[str]:
     lossy = {name for name, record in run_.manifest.methods.items() if record.lossy}
     found = run_.judgements
     found = found[(found["verdict"] == "violation") & ~found["method"].isin(lossy)]
-    for item in found.itertuples():
+    for item in found.assign(ended=found["logit_gap"].isna()).itertuples():
+        why = f"where one of the two tokens lies {item.logit_gap:.2g} below the best logit"
+        if item.ended:
+            why = "where one of the two texts has ended"
         yield (
             f"lossless check failed: {item.method} differs from {run_.manifest.baseline} on "
             f"question {item.question_id}, turn {item.turn}, from token "
-            f"{item.first_difference:.0f} on, where the two best logits are {item.logit_gap:.2g} "
-            "apart"
+            f"{item.first_difference:.0f} on, {why}"
         )
 
 
