@@ -110,6 +110,7 @@ def _intervals(
     def statistic(sample: Floats, axis: int) -> Floats:
         return _evaluate(ratios, names, sample, axis)
 
+    level = expanded_level(data.shape[1])
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # What they warn of, a degenerate distribution, is dealt with below, ratio by ratio.
         warnings.simplefilter("ignore")
@@ -121,12 +122,11 @@ def _intervals(
             vectorized=True,
             paired=True,
             axis=-1,
-            confidence_level=expanded_level(data.shape[1]),
+            confidence_level=level,
             method="BCa",
             random_state=np.random.default_rng(seed),
         )
         interval = result.confidence_interval
-        level = expanded_level(data.shape[1])
         return _mended(interval.low, interval.high, result.bootstrap_distribution, level)
 
 

@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from specbench_kangaroo.errors import UsageError, look_up
-from specbench_kangaroo.gate_pairs import COMPLETE, asked, method_names
-from specbench_kangaroo.records import Manifest
+from specbench_kangaroo.gate_pairs import asked
+from specbench_kangaroo.records import COMPLETE, Manifest
 from specbench_kangaroo.store import Run
 
 SESSION = "session"
@@ -87,7 +87,7 @@ def _differences(baseline: Run, candidate: Run) -> Iterator[Difference]:
     for field, before, after in _identities(ours, theirs):
         if before != after:
             yield _versus(field, before, after)
-    before, after = method_names(ours), method_names(theirs)
+    before, after = ours.method_names, theirs.method_names
     missing = [name for name in before if name not in after]
     if missing:
         yield Difference("methods", f"methods: the candidate lacks {', '.join(missing)}")
@@ -146,7 +146,7 @@ def _apart(ours: Manifest, theirs: Manifest) -> Iterator[Difference]:
 
 def _changes(ours: Manifest, theirs: Manifest) -> Iterator[str]:
     """What may differ, because it may be what the comparison is about."""
-    before, after = set(method_names(ours)), method_names(theirs)
+    before, after = set(ours.method_names), theirs.method_names
     new = [name for name in after if name not in before]
     if new:
         yield f"new in the candidate, not gated: {', '.join(new)}"

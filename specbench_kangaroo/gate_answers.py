@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Floats, Ratio
+from specbench_kangaroo.bootstrap import Floats
 from specbench_kangaroo.gate import Bound, Gate, Tolerances, decided
 from specbench_kangaroo.gate_pairs import MISSING, Matched, restricted
-from specbench_kangaroo.metrics import METRICS
+from specbench_kangaroo.metrics import METRICS, acceptance_at
 from specbench_kangaroo.records import Lossless, Status
 from specbench_kangaroo.sampling_check import check_sampling
 from specbench_kangaroo.store import Run
@@ -93,11 +93,7 @@ def _means(questions: pd.DataFrame) -> dict[str, Floats]:
 
 def _marginals(means: dict[str, Floats]) -> list[float]:
     """The share of steps that accept at least 1, 2, … tokens, as far as the method drafts."""
-    depth = 0
-    while means.get(f"drafted_{depth + 1}", 0.0) > 0:
-        depth += 1
-    ratios = [Ratio((f"accepted_{i}",), ("steps",)) for i in range(1, depth + 1)]
-    return [float(ratio.of(means)) for ratio in ratios]
+    return [float(marginal.of(means)) for marginal, _ in acceptance_at(means)]
 
 
 def _lossless(matched: Matched, method: str) -> Iterator[Gate]:
@@ -106,9 +102,7 @@ def _lossless(matched: Matched, method: str) -> Iterator[Gate]:
     record = manifest.methods.get(method)
     if method == manifest.baseline or (record is not None and record.lossy):
         return
-    sampled = any(
-        float(run.manifest.settings.get("temperature", 0.0)) > 0 for run in _runs(matched)
-    )
+    sampled = any(run.manifest.sampled for run in _runs(matched))
     gate = (_sampled if sampled else _greedy)(matched, method)
     if gate is not None:
         yield gate

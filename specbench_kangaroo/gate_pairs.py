@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from specbench_kangaroo.records import Manifest, Status
+from specbench_kangaroo.records import COMPLETE, Status
 from specbench_kangaroo.store import Run
 from specbench_kangaroo.totals import KEY, PROMPT, paired, per_generation, per_question
 
-COMPLETE = "complete"
 MISSING = "missing"  # the status of an answer that the candidate does not have
 
 Prompt = tuple[int, ...]  # question, turn, repeat
@@ -55,23 +54,18 @@ class Matched:
         )
 
 
-def method_names(manifest: Manifest) -> list[str]:
-    """All methods of a run, the baseline first."""
-    return list(dict.fromkeys([manifest.baseline, *manifest.methods]))
-
-
 def asked(run: Run) -> frozenset[Prompt]:
     """The prompts of a run; of an unfinished one, those that every method has come to."""
     methods = run.generations.groupby(PROMPT)["method"].nunique()
     if run.manifest.status != COMPLETE:
-        methods = methods[methods == len(method_names(run.manifest))]
+        methods = methods[methods == len(run.manifest.method_names)]
     return frozenset(_prompts(methods.reset_index()))
 
 
 def match(baseline: Run, candidate: Run) -> Matched:
     """Sets two runs against each other on the prompts and methods that both have."""
-    others = set(method_names(candidate.manifest))
-    methods = tuple(name for name in method_names(baseline.manifest) if name in others)
+    others = set(candidate.manifest.method_names)
+    methods = tuple(name for name in baseline.manifest.method_names if name in others)
     prompts = asked(baseline) & asked(candidate)
     answers = _answers(baseline, candidate, methods, prompts)
     keys = answers.loc[answers["usable"], KEY]

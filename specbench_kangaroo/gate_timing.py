@@ -15,11 +15,12 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Figure, Floats, Ratio, figures
+from specbench_kangaroo.bootstrap import Floats, Ratio, figures
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.gate import Bound, Gate
 from specbench_kangaroo.gate_pairs import Matched
 from specbench_kangaroo.metrics import METRICS
+from specbench_kangaroo.sheets import interval_text
 
 _LEAST_QUESTIONS = 2  # one gives no interval
 
@@ -65,7 +66,7 @@ def _timing_gate(name: str, method: str, columns: dict[str, Floats], tolerance: 
         value=after.value,
         bound=Bound.AT_LEAST,
         limit=allowed * before.value,
-        detail=f"{_interval(change)} times the baseline's, over {questions} questions",
+        detail=f"{interval_text(change, '.3f')} times the baseline's, over {questions} questions",
         change=change,
     )
 
@@ -97,7 +98,3 @@ def _change(ratio: Ratio) -> Ratio:
 
 def _names(side: str, columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{side}_{column}" for column in columns)
-
-
-def _interval(figure: Figure) -> str:
-    return f"{figure.value:.3f} ({figure.low:.3f}–{figure.high:.3f})"

@@ -5,10 +5,13 @@ Knows: the columns of :mod:`totals`.  Does not know: how intervals or reports ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from specbench_kangaroo.bootstrap import Ratio
+import numpy as np
+
+from specbench_kangaroo.bootstrap import Floats, Ratio
 
 
 class For(Enum):
@@ -78,6 +81,21 @@ METRICS: dict[str, Metric] = {
     "draft_share": Metric(Ratio(("draft_ms",), ("total_ms",)), For.DRAFTING),
     "verify_share_of_time": Metric(Ratio(("verify_ms",), ("total_ms",)), For.ALL),
 }
+
+
+def acceptance_at(columns: Mapping[str, Floats]) -> list[tuple[Ratio, Ratio]]:
+    """Marginal and conditional acceptance at positions 1, 2, … as far as the method drafts.
+
+    Args:
+        columns: sums or means over questions, by the names of :mod:`totals`.
+    """
+    depth = 0
+    while np.sum(columns.get(f"drafted_{depth + 1}", 0.0)) > 0:
+        depth += 1
+    return [
+        (Ratio((f"accepted_{i}",), ("steps",)), Ratio((f"accepted_{i}",), (f"drafted_{i}",)))
+        for i in range(1, depth + 1)
+    ]
 
 
 def applicable(*, drafting: bool, compared: bool) -> dict[str, Ratio]:

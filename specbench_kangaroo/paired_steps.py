@@ -102,7 +102,7 @@ def paired_steps(run: Run) -> dict[str, PairedSteps]:
     of_baseline = (usable["method"] == run.manifest.baseline).to_numpy()
     by_baseline = _marked(answer_prompt[of_baseline], prompts.count)
     found = {}
-    for method in dict.fromkeys([run.manifest.baseline, *run.manifest.methods]):
+    for method in run.manifest.method_names:
         ours = (usable["method"] == method).to_numpy() & by_baseline[answer_prompt]
         if not ours.any():
             continue

@@ -15,8 +15,7 @@ from rich.text import Text
 from specbench_kangaroo.bootstrap import Figure
 from specbench_kangaroo.profile_figures import Profile
 from specbench_kangaroo.records import BASELINE
-
-ABSENT = "–"
+from specbench_kangaroo.sheets import ABSENT, interval_text
 
 # Label, key and format of a line.
 _SPEEDS = (
@@ -91,7 +90,7 @@ def _passes(profile: Profile) -> Table:
     """What a pass of the target costs by its rows."""
     table = _table("rows of a pass", "ms", "of one row's")
     for rows, figure in profile.verify_ms.items():
-        table.add_row(str(rows), _shown(figure, ".2f"), _shown(profile.verify_ratio[rows], ".2f"))
+        table.add_row(str(rows), interval_text(figure), interval_text(profile.verify_ratio[rows]))
     return table
 
 
@@ -126,10 +125,4 @@ def _table(first: str, *headings: str) -> Table:
 
 
 def _cell(figures: Mapping[str, Figure], key: str, form: str) -> str:
-    return _shown(figures[key], form) if key in figures else ABSENT
-
-
-def _shown(figure: Figure, form: str) -> str:
-    if figure.low is None or figure.high is None:
-        return format(figure.value, form)
-    return f"{figure.value:{form}} ({figure.low:{form}}–{figure.high:{form}})"
+    return interval_text(figures[key], form) if key in figures else ABSENT

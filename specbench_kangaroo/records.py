@@ -15,6 +15,7 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 BASELINE = "vanilla"
+COMPLETE = "complete"  # the status of a run that has all its generations
 
 
 class ExitReason(StrEnum):
@@ -151,3 +152,13 @@ class Manifest:
     hashes: Mapping[str, str]  # questions, model
     baseline: str = BASELINE
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """All methods of the run, the baseline first."""
+        return tuple(dict.fromkeys([self.baseline, *self.methods]))
+
+    @property
+    def sampled(self) -> bool:
+        """Whether tokens were drawn, not chosen greedily."""
+        return float(self.settings.get("temperature", 0.0)) > 0

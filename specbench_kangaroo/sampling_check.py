@@ -78,7 +78,7 @@ def check_sampling(run: Run, method: str) -> SamplingCheck | None:
     None for a greedy run, for the baseline itself, and where there is no such prompt.
     """
     baseline = run.manifest.baseline
-    if method == baseline or not float(run.manifest.settings.get("temperature", 0.0)) > 0:
+    if method == baseline or not run.manifest.sampled:
         return None
     usable = run.generations[run.generations["status"] == Status.OK.value]
     usable = usable[["method", *PROMPT, "output_ids"]]

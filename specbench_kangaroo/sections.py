@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from specbench_kangaroo import comparison, details, published, side_by_side
+from specbench_kangaroo.records import COMPLETE
 from specbench_kangaroo.sheets import Document, Note, Part, Report, Section
 from specbench_kangaroo.stats import Summary
 
@@ -88,6 +89,6 @@ def _published(summary: Summary, methods: Sequence[str]) -> Iterator[Section]:
 
 
 def _closing(summary: Summary) -> tuple[Note, ...]:
-    if summary.status == "complete":
+    if summary.status == COMPLETE:
         return ()
     return (Note(f"The run is {summary.status}: these are the figures of what it has so far."),)

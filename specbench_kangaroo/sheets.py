@@ -121,16 +121,29 @@ def value_text(figures: Mapping[str, Figure], name: str, form: str = ".2f") -> s
     return format(figures[name].value, form) if name in figures else ABSENT
 
 
+def interval_text(figure: Figure, form: str = ".2f") -> str:
+    """``1.27 (1.20–1.35)``; without bounds the value alone."""
+    value = format(figure.value, form)
+    interval = _bounds(figure, form)
+    return f"{value} ({interval})" if interval else value
+
+
 def interval_cell(
     figures: Mapping[str, Figure], name: str, form: str = ".2f", mark: Mark = Mark.NONE
 ) -> Cell:
     """A figure with its interval: ``1.27 (1.20–1.35)``, or the two under one another."""
     figure = figures.get(name)
-    value = value_text(figures, name, form)
-    if figure is None or figure.low is None or figure.high is None:
-        return Cell(value, mark=mark)
-    interval = f"{figure.low:{form}}–{figure.high:{form}}"
-    return Cell(f"{value} ({interval})", (value, interval), mark)
+    if figure is None:
+        return Cell(ABSENT, mark=mark)
+    interval = _bounds(figure, form)
+    lines = (format(figure.value, form), interval) if interval else ()
+    return Cell(interval_text(figure, form), lines, mark)
+
+
+def _bounds(figure: Figure, form: str) -> str:
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"{figure.low:{form}}–{figure.high:{form}}"
 
 
 def speedup_cell(figures: Mapping[str, Figure]) -> Cell:

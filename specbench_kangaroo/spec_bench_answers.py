@@ -53,10 +53,9 @@ def answer_files(run: Run) -> dict[str, AnswerFile]:
     generations = run.generations.assign(
         accept_lengths=pd.Series(own, index=run.generations.index, dtype=object)
     )
-    names = dict.fromkeys([run.manifest.baseline, *run.manifest.methods])
     return {
         name: _answer_file(run.manifest, name, generations[generations["method"] == name])
-        for name in names
+        for name in run.manifest.method_names
     }
 
 

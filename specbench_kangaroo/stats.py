@@ -17,7 +17,7 @@ import pandas as pd
 
 from specbench_kangaroo.bootstrap import Figure, Floats, Ratio, figures
 from specbench_kangaroo.errors import look_up
-from specbench_kangaroo.metrics import applicable
+from specbench_kangaroo.metrics import acceptance_at, applicable
 from specbench_kangaroo.records import Lossless, Manifest, Status
 from specbench_kangaroo.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.store import Run
@@ -87,7 +87,6 @@ def summarise(run: Run) -> Summary:
     """Every figure of the run."""
     manifest = run.manifest
     generations = per_generation(run)
-    names = dict.fromkeys([manifest.baseline, *manifest.methods])
     peak = run.generations["peak_rss_mb"].max()
     return Summary(
         run=manifest.name,
@@ -97,7 +96,7 @@ def summarise(run: Run) -> Summary:
         questions=manifest.questions,
         dtype=manifest.settings.get("dtype"),
         device=_device(manifest),
-        methods={name: _method_summary(run, generations, name) for name in names},
+        methods={name: _method_summary(run, generations, name) for name in manifest.method_names},
         peak_rss_mb=None if pd.isna(peak) else float(peak),
     )
 
@@ -158,16 +157,13 @@ def _positions(questions: pd.DataFrame) -> list[Position]:
     if not _drafts(questions):
         return []
     columns = _columns(questions)
-    depth = 0
-    while columns.get(f"drafted_{depth + 1}", np.zeros(1)).sum() > 0:
-        depth += 1
-    ratios = {}
-    for i in range(1, depth + 1):
-        ratios[f"marginal_{i}"] = Ratio((f"accepted_{i}",), ("steps",))
-        ratios[f"conditional_{i}"] = Ratio((f"accepted_{i}",), (f"drafted_{i}",))
+    ratios: dict[str, Ratio] = {}
+    for i, (marginal, conditional) in enumerate(acceptance_at(columns), start=1):
+        ratios |= {f"marginal_{i}": marginal, f"conditional_{i}": conditional}
     found = figures(ratios, columns)
     return [
-        Position(i, found[f"marginal_{i}"], found[f"conditional_{i}"]) for i in range(1, depth + 1)
+        Position(i, found[f"marginal_{i}"], found[f"conditional_{i}"])
+        for i in range(1, len(ratios) // 2 + 1)
     ]
 
 
@@ -187,8 +183,7 @@ def acceptance_by_position(run: Run, method: str) -> pd.DataFrame:
         UsageError: the run has no such method; the message lists those it has.
     """
     baseline = run.manifest.baseline
-    known = {baseline: None} | dict.fromkeys(run.manifest.methods)
-    look_up("method", method, known)
+    look_up("method", method, dict.fromkeys(run.manifest.method_names))
     pairs = paired(per_generation(run), method=method, baseline=baseline)
     rows = [
         (item.position, item.marginal.value, item.conditional.value)

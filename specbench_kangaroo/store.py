@@ -32,7 +32,14 @@ from specbench_kangaroo.journal import (
     settle_steps,
 )
 from specbench_kangaroo.jsonl import as_line, drop_torn_line, plain, read_records
-from specbench_kangaroo.records import Generation, GenerationKey, Judgement, Manifest, StepRecord
+from specbench_kangaroo.records import (
+    COMPLETE,
+    Generation,
+    GenerationKey,
+    Judgement,
+    Manifest,
+    StepRecord,
+)
 from specbench_kangaroo.run_json import read_manifest, refuse_difference, write_manifest
 
 fcntl: ModuleType | None
@@ -154,7 +161,7 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close("complete" if kind is None else "interrupted")
+        self.close(COMPLETE if kind is None else "interrupted")
 
     def _recover(self) -> None:
         """Takes over what earlier writers finished, and clears what a kill left half done."""

@@ -56,7 +56,7 @@ def refuse_unreplayable(run: Run, method: str, steps: pd.DataFrame) -> None:
         steps: its steps.
     """
     record = run.manifest.methods[method]
-    if run.manifest.settings.get("temperature", 0.0) != 0:
+    if run.manifest.sampled:
         raise UsageError(
             f"{run.folder} was sampled, and only greedy drafts can be replayed: run again with "
             f"--temperature 0 {_again(run, method)}"

@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from specbench_kangaroo.bootstrap import INTERVAL_NAME, Figure
+from specbench_kangaroo.bootstrap import INTERVAL_NAME
+from specbench_kangaroo.sheets import interval_text
 from specbench_kangaroo.stats import OVERALL
 from specbench_kangaroo.tuning import Tuning
 
@@ -28,13 +29,6 @@ def terminal(tuning: Tuning) -> Group:
     parts += [Text("overall, by steps (rows) and threshold", style="bold"), _surface(tuning)]
     parts += [Text(), *(Text(line) for line in _findings(tuning))]
     return Group(*parts, *(Text(line, style="dim") for line in _captions(tuning)))
-
-
-def interval_text(figure: Figure) -> str:
-    """``1.31 (1.25–1.36)``."""
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.2f}"
-    return f"{figure.value:.2f} ({figure.low:.2f}–{figure.high:.2f})"
 
 
 def _best(tuning: Tuning) -> Table:

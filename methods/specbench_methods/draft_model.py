@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, MethodOptions, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
 from specbench_kangaroo.models import LoadedModel, load_model
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
@@ -37,15 +37,13 @@ class DraftModelOptions(MethodOptions):
     threshold: float = option(0.0, "stop drafting after a token less likely than this")
 
 
-class DraftModel:
+class DraftModel(PlainMethod):
     """A small independent model drafts, the target verifies."""
 
     Options: ClassVar[type[MethodOptions]] = DraftModelOptions
-    lossy: ClassVar[bool] = False
-    taps: tuple[int, ...] = ()
 
     def __init__(self, target: Target, options: DraftModelOptions, loaded: LoadedModel) -> None:
-        self.options = options
+        super().__init__(options)
         self.max_rows = 1 + options.steps
         self.weights: Mapping[str, Any] = {"sha256": loaded.sha256, "model": loaded.name}
         self._target = target

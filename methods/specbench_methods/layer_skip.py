@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, MethodOptions, Resume, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Resume, Session, option
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import chain_parents
 from specbench_methods.parts.chain import Chain, StopRule
@@ -43,19 +43,16 @@ class LayerSkipOptions(MethodOptions):
     threshold: float = option(0.6, "stop drafting after a token less likely than this")
 
 
-class LayerSkip:
+class LayerSkip(PlainMethod):
     """Some of the target's own layers draft, untrained; all of them verify."""
 
     Options: ClassVar[type[MethodOptions]] = LayerSkipOptions
-    lossy: ClassVar[bool] = False
-    taps: tuple[int, ...] = ()
 
     def __init__(
         self, target: Target, options: LayerSkipOptions, drafting: Sequence[range]
     ) -> None:
-        self.options = options
+        super().__init__(options)
         self.max_rows = 1 + options.steps
-        self.weights: Mapping[str, Any] = {}
         self._target = target
         self._drafting = tuple(drafting)
         self._rule = StopRule(steps=options.steps, threshold=options.threshold)
@@ -105,9 +102,6 @@ class LayerSkip:
             return chain.draft(reason)
         states.append(self._run(chain))  # no draft of what comes after it, but verification goes on
         return chain.draft(reason, Resume(self.options.exit_layer, torch.cat(states)))
-
-    def observe(self, verdict: Verdict) -> None:
-        """Nothing of the draft outlives its step."""
 
     def _run(self, chain: Chain) -> Tensor:
         """(1, H) of the chain's newest row after the drafting layers, above the committed cache.

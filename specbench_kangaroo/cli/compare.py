@@ -6,7 +6,6 @@ Does not know: gates, or when runs can be compared.
 
 from __future__ import annotations
 
-import io
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench_kangaroo.cli.report import write_file
+from specbench_kangaroo.cli.output import plain_text, write_file
 
 if TYPE_CHECKING:
     from specbench_kangaroo.regression import Comparison
@@ -140,17 +139,13 @@ def _deliver(comparison: Comparison, format_: GateFormat, output: Path | None) -
 
 def _as_text(comparison: Comparison, format_: GateFormat) -> str:
     """A report without colours, ending in a newline."""
-    from rich.console import Console  # noqa: PLC0415
-
     from specbench_kangaroo import gate_reports  # noqa: PLC0415
 
     if format_ is GateFormat.MARKDOWN:
         return gate_reports.markdown(comparison)
     if format_ is GateFormat.JUNIT:
         return gate_reports.junit(comparison)
-    file = io.StringIO()
-    Console(file=file, width=_FILE_WIDTH, highlight=False).print(gate_reports.terminal(comparison))
-    return file.getvalue()
+    return plain_text(gate_reports.terminal(comparison), width=_FILE_WIDTH)
 
 
 def _append(path: Path, text: str) -> None:

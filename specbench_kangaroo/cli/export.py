@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.cli.output import writing
 
 if TYPE_CHECKING:
     from specbench_kangaroo.spec_bench_answers import AnswerFile
@@ -39,6 +39,7 @@ def export(
 
     Files of the same names are replaced.
     """
+    from specbench_kangaroo.sheets import counted  # noqa: PLC0415
     from specbench_kangaroo.spec_bench_answers import answer_files  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
@@ -48,20 +49,16 @@ def export(
         typer.echo(path)
     for method, file in files.items():
         if file.left_out:
-            answers = "1 answer" if file.left_out == 1 else f"{file.left_out} answers"
-            typer.echo(f"{method}: left out {answers} that failed", err=True)
+            left_out = counted(file.left_out, "answer")
+            typer.echo(f"{method}: left out {left_out} that failed", err=True)
 
 
 def _write(folder: Path, files: Iterable[AnswerFile]) -> list[Path]:
     paths = []
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
             path = folder / file.name
             path.write_text("".join(json.dumps(line) + "\n" for line in file.lines), "utf-8")
             paths.append(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {error.filename or folder}: {error.strerror}; give another --output"
-        ) from error
     return paths

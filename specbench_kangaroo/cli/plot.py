@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench_kangaroo.cli.options import FigureFormat, Runs
+from specbench_kangaroo.cli.output import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,12 +108,7 @@ def _refuse_missing(run: Path, drawn: Mapping[str, Figure], asked: Sequence[str]
 def _save(
     drawn: Mapping[str, Figure], folder: Path, *, formats: Sequence[FigureFormat]
 ) -> list[Path]:
-    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
     from specbench_kangaroo.figure_style import save  # noqa: PLC0415
 
-    try:
+    with writing(folder):
         return [path for name in drawn for path in save(drawn[name], folder / name, formats)]
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {error.filename or folder}: {error.strerror}; give another --output"
-        ) from error

@@ -6,7 +6,6 @@ import torch.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from specbench_kangaroo.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.cli import options as flags
-from specbench_kangaroo.cli.report import write_file
+from specbench_kangaroo.cli.output import plain_text, write_file
 from specbench_kangaroo.cli.run import INTERRUPTED
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.records import BASELINE
@@ -133,9 +132,7 @@ def _show(found: Profile, format_: ProfileFormat, output: Path | None) -> None:
         Console(highlight=False).print(terminal(found))
         return
     else:
-        file = io.StringIO()
-        Console(file=file, width=_FILE_WIDTH, highlight=False).print(terminal(found))
-        text = file.getvalue()
+        text = plain_text(terminal(found), width=_FILE_WIDTH)
     if output is None:
         typer.echo(text, nl=False)
     else:

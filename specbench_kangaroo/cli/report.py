@@ -5,7 +5,6 @@ Knows: which format is rendered by what.  Does not know: figures, or how they ar
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench_kangaroo.cli.options import ReportFormat, Runs
+from specbench_kangaroo.cli.output import plain_text, write_file
 
 if TYPE_CHECKING:
     from specbench_kangaroo.stats import Summary
@@ -103,7 +103,10 @@ def _as_text(
         from specbench_kangaroo.latex_tables import latex  # noqa: PLC0415
 
         return latex(*summaries, published=published)
-    return _plain(*summaries, details=details, published=published)
+    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
+
+    drawing = terminal(*summaries, details=details, published=published)
+    return plain_text(drawing, width=_FILE_WIDTH)
 
 
 def _page(folders: Sequence[Path]) -> str:
@@ -112,28 +115,3 @@ def _page(folders: Sequence[Path]) -> str:
 
     numbered = enumerate(folders, 1)
     return page(*(illustrated(read_run(path), anchor=f"run-{i}") for i, path in numbered))
-
-
-def _plain(*summaries: Summary, details: bool, published: bool) -> str:
-    from rich.console import Console  # noqa: PLC0415
-
-    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
-
-    file = io.StringIO()
-    console = Console(file=file, width=_FILE_WIDTH, highlight=False)
-    console.print(terminal(*summaries, details=details, published=published))
-    return file.getvalue()
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a document that a person asked for by name.
-
-    Raises:
-        UsageError: it cannot be written there.
-    """
-    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; give another --output") from error

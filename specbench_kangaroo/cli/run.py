@@ -62,11 +62,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     Vanilla always runs beside them.  Exit status 1: a method changed a greedy output, or sampled
     tokens with other frequencies, and does not say that it is lossy.
     """
-    if batch_size != 1:
-        raise UsageError(
-            f"--batch-size is 1, not {batch_size}: speedups are those of one sequence at a time, "
-            "as in Spec-Bench; leave it out"
-        )
+    _refuse_batches(batch_size)
     request = Request(
         model=ModelChoice(
             name=model, revision=revision, dtype=dtype, device=device, backend=backend
@@ -77,6 +73,14 @@ def run(  # noqa: PLR0913 (one parameter a flag)
         settings=Settings(**{item.name: context.params[item.name] for item in fields(Settings)}),
     )
     raise typer.Exit(benchmark(request, str(context.obj), output, resume=resume))
+
+
+def _refuse_batches(size: int) -> None:
+    if size != 1:
+        raise UsageError(
+            f"--batch-size is 1, not {size}: speedups are those of one sequence at a time, as in "
+            "Spec-Bench; leave it out"
+        )
 
 
 def benchmark(request: Request, command: str, output: Path | None, *, resume: bool) -> int:
@@ -110,20 +114,23 @@ def _folder_name(methods: list[str]) -> str:
 def _announcement(bench: Bench) -> str:
     import torch  # noqa: PLC0415
 
+    from specbench_kangaroo.sheets import counted  # noqa: PLC0415
+
     loaded, count = bench.loaded, len(bench.questions.questions)
-    threads = f" with {_counted(torch.get_num_threads(), 'thread')}"
+    threads = f" with {counted(torch.get_num_threads(), 'thread')}"
     return (
         f"{loaded.name}, {loaded.dtype} on {loaded.device}"
         f"{threads if loaded.device == 'cpu' else ''}; "
-        f"{_counted(count, 'question')} of {bench.questions.name}; "
+        f"{counted(count, 'question')} of {bench.questions.name}; "
         f"{', '.join(bench.methods)}"
     )
 
 
 def _conclude(run_: Run) -> int:
     """Write and show what the run found; returns the exit status."""
+    from specbench_kangaroo.cli.output import write_file  # noqa: PLC0415
     from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
-    from specbench_kangaroo.cli.report import as_json, show, write_file  # noqa: PLC0415
+    from specbench_kangaroo.cli.report import as_json, show  # noqa: PLC0415
     from specbench_kangaroo.stats import summarise  # noqa: PLC0415
 
     summary = summarise(run_)
@@ -169,12 +176,14 @@ def _violations(run_: Run) -> Iterator[str]:
 
 def _sampling_alarms(summary: Summary) -> Iterator[str]:
     """Which methods that claim to be lossless sampled from another distribution."""
+    from specbench_kangaroo.sheets import counted  # noqa: PLC0415
+
     for name, method in summary.methods.items():
         check = method.sampling
         if check is not None and check.alarm and not method.lossy:
             yield (
                 f"lossless check failed: {name}'s tokens have other frequencies than "
-                f"{summary.baseline}'s on {_counted(check.prompts, 'prompt')}, "
+                f"{summary.baseline}'s on {counted(check.prompts, 'prompt')}, "
                 f"p = {check.p_value:.2g}"
             )
 
@@ -186,10 +195,6 @@ def _resuming(command: str, folder: Path) -> str:
     if not any(re.match("--output(=|$)", word) for word in words):
         words += ["--output", str(folder)]
     return shlex.join(words)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _say(line: str) -> None:

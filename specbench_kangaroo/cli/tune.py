@@ -6,7 +6,6 @@ is replayed, or how it is run.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from contextlib import redirect_stdout
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench_kangaroo.cli.report import write_file
+from specbench_kangaroo.cli.output import plain_text, write_file, writing
 from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.rerun import command_line, request_again
@@ -101,12 +100,8 @@ def _draw(found: Tuning, folder: Path) -> None:
     from specbench_kangaroo.figure_style import save  # noqa: PLC0415
     from specbench_kangaroo.tune_figure import speedup_surface  # noqa: PLC0415
 
-    try:
+    with writing(folder):
         (path,) = save(speedup_surface(found), folder / FIGURE, ("png",))
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {error.filename or folder}: {error.strerror}; give another --output"
-        ) from error
     typer.echo(f"figure: {path}", err=True)
 
 
@@ -120,13 +115,9 @@ def _print(found: Tuning, request: Request) -> None:
 
 
 def _rendered(found: Tuning, request: Request) -> str:
-    from rich.console import Console  # noqa: PLC0415
-
     from specbench_kangaroo.tune_tables import terminal  # noqa: PLC0415
 
-    file = io.StringIO()
-    Console(file=file, width=_FILE_WIDTH, highlight=False).print(terminal(found))
-    return file.getvalue() + _how_to_run(request)
+    return plain_text(terminal(found), width=_FILE_WIDTH) + _how_to_run(request)
 
 
 def _how_to_run(request: Request) -> str:
@@ -144,8 +135,8 @@ def _document(found: Tuning, request: Request, measured: Figure | None) -> str:
 
 
 def _outcome(found: Tuning, measured: Figure | None) -> str:
+    from specbench_kangaroo.sheets import interval_text  # noqa: PLC0415
     from specbench_kangaroo.stats import OVERALL  # noqa: PLC0415
-    from specbench_kangaroo.tune_tables import interval_text  # noqa: PLC0415
 
     if measured is None:
         return ""

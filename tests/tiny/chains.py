@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.decode import Decoded
+from specbench_kangaroo.method import Draft
+from specbench_kangaroo.sampling import Sampling
 from specbench_kangaroo.target import Target
 
 DraftLogits = Callable[[list[int], list[int]], Tensor]
@@ -71,3 +73,23 @@ def assert_same_steps(found: Decoded, expected: Sequence[Step]) -> None:
     )
     for mine, wanted in zip(found.steps, expected, strict=True):
         assert mine.confidence == pytest.approx(wanted.confidence, abs=1e-6)
+
+
+def assert_drawn_as_told(
+    draft: Draft, sampling: Sampling, logits_after: Callable[[list[int]], Tensor], *, drafted: int
+) -> None:
+    """Every drafted token comes with the distribution that a fresh pass gives for its place.
+
+    Args:
+        draft: of ``drafted`` tokens.
+        sampling: how they were drawn.
+        logits_after: [root, *drafted] -> (V,) the draft's logits after them.
+        drafted: how many there should be.
+    """
+    tokens = draft.tree.tokens.tolist()
+    assert draft.probabilities is not None
+    assert len(draft.probabilities) == drafted
+    for row, drawn_from in enumerate(draft.probabilities, start=1):
+        wanted = sampling.probabilities(logits_after(tokens[:row]))
+        torch.testing.assert_close(drawn_from, wanted, rtol=0, atol=1e-9)
+        assert wanted[tokens[row]] > 0, "a token was drafted that the draft never draws"

@@ -23,17 +23,12 @@ from specbench_methods.draft_model import DraftModel, DraftModelOptions
 from specbench_methods.parts.example_models import write_draft_model, write_tokenizer
 
 from .bench import save_model
-from .chains import assert_same_steps, expected_steps, last_logits
+from .chains import assert_drawn_as_told, assert_same_steps, expected_steps, last_logits
 from .models import CONTEXT, FAMILIES, VOCABULARY, random_model, target
 
 FAMILY = "llama-mha-untied"
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
 NO_EOS: frozenset[int] = frozenset()
-
-
-@pytest.fixture(autouse=True)
-def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -131,13 +126,9 @@ def test_sampled_tokens_come_with_the_distribution_they_were_drawn_from(folder: 
         sampler = Sampler(sampling, SeededChance(5))
         method.begin(Session(cache, 5, sampler, NO_EOS), prompt, model.prefill(prompt, cache))
         proposal = method.propose(3, 4)
-    tokens = proposal.tree.tokens.tolist()
-    assert proposal.probabilities is not None
-    assert len(proposal.probabilities) == 4
-    for row, drawn_from in enumerate(proposal.probabilities, start=1):
-        wanted = sampling.probabilities(last_logits(draft, [*PROMPT, *tokens[:row]]))
-        torch.testing.assert_close(drawn_from, wanted, rtol=0, atol=1e-9)
-        assert wanted[tokens[row]] > 0, "a token was drafted that the draft never draws"
+    assert_drawn_as_told(
+        proposal, sampling, lambda chain: last_logits(draft, [*PROMPT, *chain]), drafted=4
+    )
 
 
 def test_a_draft_with_a_shorter_context_drafts_while_there_is_room(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from specbench_kangaroo.target import Target
 from specbench_kangaroo.tree import chain_parents
 from specbench_methods.layer_skip import LayerSkip, LayerSkipOptions
 
-from .chains import assert_same_steps, expected_steps
+from .chains import assert_drawn_as_told, assert_same_steps, expected_steps
 from .models import FAMILIES, target
 
 FAMILY = "qwen3-qknorm"
@@ -119,13 +119,12 @@ def test_sampled_tokens_come_with_the_distribution_they_were_drawn_from(
         sampler = Sampler(sampling, SeededChance(5))
         method.begin(Session(cache, 7, sampler, NO_EOS), prompt, model.prefill(prompt, cache))
         draft = method.propose(3, 4)
-    tokens = draft.tree.tokens.tolist()
-    assert draft.probabilities is not None
-    assert len(draft.probabilities) == 4
-    for row, drawn_from in enumerate(draft.probabilities, start=1):
-        wanted = sampling.probabilities(by_kept_layers(model, [*PROMPT], tokens[:row], kept))
-        torch.testing.assert_close(drawn_from, wanted, rtol=0, atol=1e-9)
-        assert wanted[tokens[row]] > 0, "a token was drafted that the draft never draws"
+    assert_drawn_as_told(
+        draft,
+        sampling,
+        lambda chain: by_kept_layers(model, [*PROMPT], chain, kept),
+        drafted=4,
+    )
 
 
 def test_the_default_leaves_after_a_quarter_of_the_layers_and_is_recorded() -> None:
