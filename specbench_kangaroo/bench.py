@@ -14,8 +14,8 @@ import torch
 
 from specbench_kangaroo.devices import environment
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.loading.models import LoadedModel, load_model
 from specbench_kangaroo.method import Method, MethodOptions
-from specbench_kangaroo.models import LoadedModel, load_model
 from specbench_kangaroo.questions import QuestionSet, load_questions, select
 from specbench_kangaroo.records import BASELINE, Manifest, MethodRecord
 from specbench_kangaroo.registry import method_class, parse_options

@@ -17,7 +17,7 @@ import psutil
 
 from specbench_kangaroo.environment import cpu_flags, cpu_model, environment
 from specbench_kangaroo.errors import UsageError, look_up
-from specbench_kangaroo.folders import cache_folder, remember
+from specbench_kangaroo.loading.folders import cache_folder, remember
 
 __all__ = [
     "DTYPES",

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from specbench_kangaroo import devices
-from specbench_kangaroo.catalogue import MODELS, ModelSpec
 from specbench_kangaroo.environment import environment
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.folders import CACHE_VARIABLE, cache_folder
+from specbench_kangaroo.loading.catalogue import MODELS, ModelSpec
+from specbench_kangaroo.loading.folders import CACHE_VARIABLE, cache_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from specbench_kangaroo.bench import Bench
 from specbench_kangaroo.clock import clock_for
 from specbench_kangaroo.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.devices import peak_rss_mb
-from specbench_kangaroo.models import chat_prompt
+from specbench_kangaroo.loading.models import chat_prompt
 from specbench_kangaroo.records import BASELINE, Generation, GenerationKey, Status, StepRecord
 from specbench_kangaroo.sampling import Sampler, SeededChance
 from specbench_kangaroo.schedule import Round, chance_seed

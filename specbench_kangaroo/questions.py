@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench_kangaroo.errors import UsageError, look_up
-from specbench_kangaroo.folders import cache_folder
+from specbench_kangaroo.loading.folders import cache_folder
 
 MT_BENCH = (
     "writing",

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.loading.models import LoadedModel, load_model
 from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
-from specbench_kangaroo.models import LoadedModel, load_model
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import chain_parents

@@ -16,7 +16,7 @@ import typer
 from specbench_kangaroo.cli.output import plain_text, write_file
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.regression import Comparison
+    from specbench_kangaroo.gate.regression import Comparison
 
 FAILED = 1
 JOB_SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -104,8 +104,8 @@ def compare(  # noqa: PLR0913 (one parameter a flag)
     Errors, tokens, acceptance and losslessness are gated on any machine, speeds with --timing.
     Exit status 1: a gate failed; 2: the runs cannot be compared.
     """
-    from specbench_kangaroo import regression  # noqa: PLC0415
-    from specbench_kangaroo.gate import Tolerances  # noqa: PLC0415
+    from specbench_kangaroo.gate import regression  # noqa: PLC0415
+    from specbench_kangaroo.gate.gates import Tolerances  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
     comparison = regression.compare(
@@ -125,7 +125,7 @@ def _deliver(comparison: Comparison, format_: GateFormat, output: Path | None) -
     """Write the report to the file that was asked for, the terminal and the job's summary."""
     from rich.console import Console  # noqa: PLC0415
 
-    from specbench_kangaroo.gate_reports import terminal  # noqa: PLC0415
+    from specbench_kangaroo.gate.reports import terminal  # noqa: PLC0415
 
     if output is not None:
         write_file(output, _as_text(comparison, format_))
@@ -139,7 +139,7 @@ def _deliver(comparison: Comparison, format_: GateFormat, output: Path | None) -
 
 def _as_text(comparison: Comparison, format_: GateFormat) -> str:
     """A report without colours, ending in a newline."""
-    from specbench_kangaroo import gate_reports  # noqa: PLC0415
+    from specbench_kangaroo.gate import reports as gate_reports  # noqa: PLC0415
 
     if format_ is GateFormat.MARKDOWN:
         return gate_reports.markdown(comparison)

@@ -16,7 +16,7 @@ import typer
 from specbench_kangaroo.cli.output import writing
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.spec_bench_answers import AnswerFile
+    from specbench_kangaroo.reports.spec_bench_answers import AnswerFile
 
 
 class ExportFormat(StrEnum):
@@ -39,8 +39,8 @@ def export(
 
     Files of the same names are replaced.
     """
-    from specbench_kangaroo.sheets import counted  # noqa: PLC0415
-    from specbench_kangaroo.spec_bench_answers import answer_files  # noqa: PLC0415
+    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
+    from specbench_kangaroo.reports.spec_bench_answers import answer_files  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
     folder = output or run / format_.value

@@ -49,7 +49,7 @@ def models() -> None:
 
     --model also takes a folder or a hub id (org/name).
     """
-    from specbench_kangaroo.catalogue import MODELS  # noqa: PLC0415
+    from specbench_kangaroo.loading.catalogue import MODELS  # noqa: PLC0415
 
     for spec in MODELS.values():
         megabytes = spec.source.wheel_bytes / 1e6

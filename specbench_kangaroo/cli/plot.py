@@ -47,7 +47,7 @@ def plot(
     ] = None,
 ) -> None:
     """Draw the figures of runs."""
-    from specbench_kangaroo.figures import check_names, figures_of  # noqa: PLC0415
+    from specbench_kangaroo.figures.catalogue import check_names, figures_of  # noqa: PLC0415
     from specbench_kangaroo.stats import summarise  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
@@ -67,7 +67,7 @@ def draw(summary: Summary, folder: Path) -> list[Path]:
         UsageError: there is no speedup, or the folder cannot be written.
     """
     from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
-    from specbench_kangaroo.plots import speedup_by_task  # noqa: PLC0415
+    from specbench_kangaroo.figures.speedups import speedup_by_task  # noqa: PLC0415
 
     figure = speedup_by_task(summary)
     if figure is None:
@@ -108,7 +108,7 @@ def _refuse_missing(run: Path, drawn: Mapping[str, Figure], asked: Sequence[str]
 def _save(
     drawn: Mapping[str, Figure], folder: Path, *, formats: Sequence[FigureFormat]
 ) -> list[Path]:
-    from specbench_kangaroo.figure_style import save  # noqa: PLC0415
+    from specbench_kangaroo.figures.style import save  # noqa: PLC0415
 
     with writing(folder):
         return [path for name in drawn for path in save(drawn[name], folder / name, formats)]

@@ -17,17 +17,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specbench_kangaroo.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.output import plain_text, write_file
 from specbench_kangaroo.cli.run import INTERRUPTED
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.records import BASELINE
 from specbench_kangaroo.request import ModelChoice
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.profile_figures import Profile
-    from specbench_kangaroo.profile_subjects import ProfileRequest
+    from specbench_kangaroo.profiling.figures import Profile
+    from specbench_kangaroo.profiling.subjects import ProfileRequest
 
 _FILE_WIDTH = 80
 
@@ -81,7 +81,7 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
 
     Vanilla decoding, generate and the methods take turns on one prompt of each task.
     """
-    from specbench_kangaroo.profile_subjects import ProfileRequest  # noqa: PLC0415
+    from specbench_kangaroo.profiling.subjects import ProfileRequest  # noqa: PLC0415
 
     if output is not None and not output.resolve().parent.is_dir():
         raise UsageError(f"cannot write {output}: its folder does not exist; give another --output")
@@ -102,10 +102,10 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
 
 
 def _measured(request: ProfileRequest) -> Profile:
-    from specbench_kangaroo.bandwidth import weight_bytes_per_token  # noqa: PLC0415
-    from specbench_kangaroo.profile import measure  # noqa: PLC0415
-    from specbench_kangaroo.profile_figures import summarise_profile  # noqa: PLC0415
-    from specbench_kangaroo.profile_subjects import about, open_subjects  # noqa: PLC0415
+    from specbench_kangaroo.profiling.bandwidth import weight_bytes_per_token  # noqa: PLC0415
+    from specbench_kangaroo.profiling.figures import summarise_profile  # noqa: PLC0415
+    from specbench_kangaroo.profiling.profile import measure  # noqa: PLC0415
+    from specbench_kangaroo.profiling.subjects import about, open_subjects  # noqa: PLC0415
 
     subjects = open_subjects(request)
     with _progress() as on_progress:
@@ -123,8 +123,8 @@ def _measured(request: ProfileRequest) -> Profile:
 
 
 def _show(found: Profile, format_: ProfileFormat, output: Path | None) -> None:
-    from specbench_kangaroo.profile_figures import to_json  # noqa: PLC0415
-    from specbench_kangaroo.profile_tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.profiling.figures import to_json  # noqa: PLC0415
+    from specbench_kangaroo.profiling.tables import terminal  # noqa: PLC0415
 
     if format_ is ProfileFormat.JSON:
         text = json.dumps(to_json(found), indent=2) + "\n"

@@ -62,7 +62,7 @@ def show(*summaries: Summary, details: bool = False, published: bool = False) ->
     """Print tables that take the terminal's width and colours."""
     from rich.console import Console  # noqa: PLC0415
 
-    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.reports.tables import terminal  # noqa: PLC0415
 
     Console(highlight=False).print(terminal(*summaries, details=details, published=published))
 
@@ -92,25 +92,25 @@ def _as_text(
     if format_ is ReportFormat.JSON:
         return as_json(*summaries)
     if format_ is ReportFormat.CSV:
-        from specbench_kangaroo.csv_tables import csv_text  # noqa: PLC0415
+        from specbench_kangaroo.reports.csv_tables import csv_text  # noqa: PLC0415
 
         return csv_text(*summaries)
     if format_ is ReportFormat.MARKDOWN:
-        from specbench_kangaroo.markdown_tables import markdown  # noqa: PLC0415
+        from specbench_kangaroo.reports.markdown_tables import markdown  # noqa: PLC0415
 
         return markdown(*summaries)
     if format_ is ReportFormat.LATEX:
-        from specbench_kangaroo.latex_tables import latex  # noqa: PLC0415
+        from specbench_kangaroo.reports.latex_tables import latex  # noqa: PLC0415
 
         return latex(*summaries, published=published)
-    from specbench_kangaroo.tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.reports.tables import terminal  # noqa: PLC0415
 
     drawing = terminal(*summaries, details=details, published=published)
     return plain_text(drawing, width=_FILE_WIDTH)
 
 
 def _page(folders: Sequence[Path]) -> str:
-    from specbench_kangaroo.html_report import illustrated, page  # noqa: PLC0415
+    from specbench_kangaroo.reports.html_report import illustrated, page  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
     numbered = enumerate(folders, 1)

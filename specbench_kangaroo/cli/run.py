@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from specbench_kangaroo.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.run_progress import run_progress
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _folder_name(methods: list[str]) -> str:
 def _announcement(bench: Bench) -> str:
     import torch  # noqa: PLC0415
 
-    from specbench_kangaroo.sheets import counted  # noqa: PLC0415
+    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
 
     loaded, count = bench.loaded, len(bench.questions.questions)
     threads = f" with {counted(torch.get_num_threads(), 'thread')}"
@@ -176,7 +176,7 @@ def _violations(run_: Run) -> Iterator[str]:
 
 def _sampling_alarms(summary: Summary) -> Iterator[str]:
     """Which methods that claim to be lossless sampled from another distribution."""
-    from specbench_kangaroo.sheets import counted  # noqa: PLC0415
+    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
 
     for name, method in summary.methods.items():
         check = method.sampling

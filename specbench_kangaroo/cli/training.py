@@ -17,10 +17,10 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
-from specbench_kangaroo.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision
 from specbench_kangaroo.cli.training_progress import progress_bar
-from specbench_kangaroo.folders import stderr_console
+from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
+from specbench_kangaroo.loading.folders import stderr_console
 
 _ANY_METHOD = "method"
 
@@ -64,8 +64,8 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     device: Device = None,
 ) -> None:
     """Let the target answer prompts: the text that its draft heads learn from."""
-    from specbench_kangaroo import distil as distilling  # noqa: PLC0415 (imports torch)
-    from specbench_kangaroo.models import load_model  # noqa: PLC0415
+    from specbench_kangaroo.loading.models import load_model  # noqa: PLC0415
+    from specbench_kangaroo.training import distil as distilling  # noqa: PLC0415 (imports torch)
 
     settings = distilling.DistilSettings(**_by_name(context, distilling.DistilSettings))
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
@@ -81,12 +81,12 @@ class _MethodCommands(TyperGroup):
     """One command a trainable method, all with the same flags; found only when one is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        from specbench_kangaroo.trainable import trainable_names  # noqa: PLC0415 (imports torch)
+        from specbench_kangaroo.training.trainable import trainable_names  # noqa: PLC0415 (imports torch)
 
         return trainable_names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from specbench_kangaroo.trainable import trainable  # noqa: PLC0415
+        from specbench_kangaroo.training.trainable import trainable  # noqa: PLC0415
 
         trainable(cmd_name)  # a wrong name is an error that lists the right ones
         command = copy.copy(self.commands[_ANY_METHOD])
@@ -120,9 +120,9 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     resume: Resume = False,
 ) -> None:
     """Fit this method's draft head to a target's own answers; the best weights are kept."""
-    from specbench_kangaroo import fit  # noqa: PLC0415 (imports torch)
-    from specbench_kangaroo.models import load_model  # noqa: PLC0415
-    from specbench_kangaroo.training_state import TrainSettings  # noqa: PLC0415
+    from specbench_kangaroo.loading.models import load_model  # noqa: PLC0415
+    from specbench_kangaroo.training import fit  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo.training.state import TrainSettings  # noqa: PLC0415
 
     settings = TrainSettings(**_by_name(context, TrainSettings))
     where = {"features": features, "output": output, "texts": tuple(text)}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from specbench_kangaroo.folders import stderr_console
+from specbench_kangaroo.loading.folders import stderr_console
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.fit import FitHooks
-    from specbench_kangaroo.training_state import Validation
+    from specbench_kangaroo.training.fit import FitHooks
+    from specbench_kangaroo.training.state import Validation
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Bar:
 
     def hooks(self, max_tokens: int) -> FitHooks:
         """What shows a training; every validation leaves a line behind."""
-        from specbench_kangaroo.fit import FitHooks  # noqa: PLC0415
+        from specbench_kangaroo.training.fit import FitHooks  # noqa: PLC0415
 
         def validated(validation: Validation) -> None:
             note = f"agreement {validation.agreement:.4f}, loss {validation.loss:.3f}"

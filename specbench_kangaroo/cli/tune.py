@@ -19,13 +19,13 @@ import typer
 from specbench_kangaroo.cli.output import plain_text, write_file, writing
 from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.rerun import command_line, request_again
+from specbench_kangaroo.tuning.rerun import command_line, request_again
 
 if TYPE_CHECKING:
     from specbench_kangaroo.bootstrap import Figure
     from specbench_kangaroo.request import Request
     from specbench_kangaroo.store import Run
-    from specbench_kangaroo.tuning import Tuning
+    from specbench_kangaroo.tuning.tuning import Tuning
 
 FIGURE = "tune"
 _FILE_WIDTH = 80
@@ -72,8 +72,8 @@ def tune(
     The run must have drafted greedily, without branches and with threshold 0, so that it holds the
     draft's confidence in every token.
     """
-    from specbench_kangaroo import tuning  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.tuning import tuning  # noqa: PLC0415
 
     logged = read_run(run)
     found = tuning.tune(logged, method)
@@ -97,8 +97,8 @@ def tune(
 
 
 def _draw(found: Tuning, folder: Path) -> None:
-    from specbench_kangaroo.figure_style import save  # noqa: PLC0415
-    from specbench_kangaroo.tune_figure import speedup_surface  # noqa: PLC0415
+    from specbench_kangaroo.figures.style import save  # noqa: PLC0415
+    from specbench_kangaroo.tuning.figure import speedup_surface  # noqa: PLC0415
 
     with writing(folder):
         (path,) = save(speedup_surface(found), folder / FIGURE, ("png",))
@@ -108,14 +108,14 @@ def _draw(found: Tuning, folder: Path) -> None:
 def _print(found: Tuning, request: Request) -> None:
     from rich.console import Console  # noqa: PLC0415
 
-    from specbench_kangaroo.tune_tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.tuning.tables import terminal  # noqa: PLC0415
 
     Console(highlight=False).print(terminal(found))
     typer.echo(_how_to_run(request), nl=False)
 
 
 def _rendered(found: Tuning, request: Request) -> str:
-    from specbench_kangaroo.tune_tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.tuning.tables import terminal  # noqa: PLC0415
 
     return plain_text(terminal(found), width=_FILE_WIDTH) + _how_to_run(request)
 
@@ -126,7 +126,7 @@ def _how_to_run(request: Request) -> str:
 
 
 def _document(found: Tuning, request: Request, measured: Figure | None) -> str:
-    from specbench_kangaroo.tuning import to_json  # noqa: PLC0415
+    from specbench_kangaroo.tuning.tuning import to_json  # noqa: PLC0415
 
     document = to_json(found) | {"command": command_line(request)}
     if measured is not None:
@@ -135,7 +135,7 @@ def _document(found: Tuning, request: Request, measured: Figure | None) -> str:
 
 
 def _outcome(found: Tuning, measured: Figure | None) -> str:
-    from specbench_kangaroo.sheets import interval_text  # noqa: PLC0415
+    from specbench_kangaroo.reports.sheets import interval_text  # noqa: PLC0415
     from specbench_kangaroo.stats import OVERALL  # noqa: PLC0415
 
     if measured is None:

@@ -7,7 +7,13 @@ import time
 import pytest
 import torch
 
-from specbench_kangaroo.models import DEFAULT_MODEL, MODELS, LoadedModel, chat_prompt, load_model
+from specbench_kangaroo.loading.models import (
+    DEFAULT_MODEL,
+    MODELS,
+    LoadedModel,
+    chat_prompt,
+    load_model,
+)
 
 pytestmark = pytest.mark.real
 

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench_kangaroo import method
 from specbench_kangaroo.bench import Bench, sampling_of
+from specbench_kangaroo.loading.models import LoadedModel
 from specbench_kangaroo.method import Draft, Method, Session, Verdict
-from specbench_kangaroo.models import LoadedModel
 from specbench_kangaroo.questions import Question, QuestionSet
 from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.target import Target, TargetOutput

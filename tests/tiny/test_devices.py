@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from specbench_kangaroo import catalogue, devices, doctor, environment
+from specbench_kangaroo import devices, doctor, environment
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.loading import catalogue
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 WORKS = ""

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from specbench_kangaroo import distil as module
-from specbench_kangaroo.distil import Distilled, DistilSettings, distil
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.models import LoadedModel
-from specbench_kangaroo.texts import read_documents, read_prompts
+from specbench_kangaroo.loading.models import LoadedModel
+from specbench_kangaroo.training import distil as module
+from specbench_kangaroo.training.distil import Distilled, DistilSettings, distil
+from specbench_kangaroo.training.texts import read_documents, read_prompts
 
 from .models import CONTEXT, random_model
 

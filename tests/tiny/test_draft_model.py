@@ -13,8 +13,8 @@ from specbench_kangaroo.bench import open_bench
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.loading.models import load_model
 from specbench_kangaroo.method import Session, Verdict
-from specbench_kangaroo.models import load_model
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request
 from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance

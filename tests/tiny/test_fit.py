@@ -12,17 +12,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from specbench_kangaroo import __version__, models
+from specbench_kangaroo import __version__
 from specbench_kangaroo.cli import training
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.features import Document
-from specbench_kangaroo.fit import FitHooks, FitPlan, fit
-from specbench_kangaroo.folders import sha256_of
-from specbench_kangaroo.models import LoadedModel
+from specbench_kangaroo.loading import models
+from specbench_kangaroo.loading.folders import sha256_of
+from specbench_kangaroo.loading.models import LoadedModel
 from specbench_kangaroo.registry import method_class, parse_options
 from specbench_kangaroo.target import Target
-from specbench_kangaroo.trainable import Provenance, trainable, trainable_names
-from specbench_kangaroo.training_state import Validation
+from specbench_kangaroo.training.features import Document
+from specbench_kangaroo.training.fit import FitHooks, FitPlan, fit
+from specbench_kangaroo.training.state import Validation
+from specbench_kangaroo.training.trainable import Provenance, trainable, trainable_names
 
 from .models import CONTEXT, VOCABULARY, random_model
 from .test_distil import Words, one_by_one

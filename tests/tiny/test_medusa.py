@@ -12,12 +12,12 @@ import torch
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.features import FINAL, Document, collect
 from specbench_kangaroo.method import Session
-from specbench_kangaroo.teacher import Teacher
-from specbench_kangaroo.train import Trainer
-from specbench_kangaroo.trainable import Provenance
-from specbench_kangaroo.training_state import TrainSettings
+from specbench_kangaroo.training.features import FINAL, Document, collect
+from specbench_kangaroo.training.state import TrainSettings
+from specbench_kangaroo.training.teacher import Teacher
+from specbench_kangaroo.training.train import Trainer
+from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.medusa import Medusa, MedusaOptions
 from specbench_methods.parts.medusa_heads import (
     Heads,

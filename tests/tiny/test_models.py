@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specbench_kangaroo import weights
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.models import chat_prompt, load_model
+from specbench_kangaroo.loading import weights
+from specbench_kangaroo.loading.models import chat_prompt, load_model
 
 WORDS = ["<unk>", "<eos>", "<end>", "user", "assistant", ":", "hello", "there", "again"]
 TEMPLATE = (
@@ -234,7 +234,8 @@ def test_a_prompt_that_ends_with_an_answer_is_a_defect() -> None:
 
 
 def test_the_registry_opens_without_torch() -> None:
-    code = "import sys, specbench_kangaroo.models as m; m.MODELS; sys.exit('torch' in sys.modules)"
+    module = "specbench_kangaroo.loading.models"
+    code = f"import sys, {module} as m; m.MODELS; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, (
         "`specbench list models` would wait for torch"
     )

@@ -16,17 +16,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from specbench_kangaroo import bandwidth, contest, registry
-from specbench_kangaroo import profile as profiling
+from specbench_kangaroo import registry
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.clock import FakeClock
-from specbench_kangaroo.contest import Answer
 from specbench_kangaroo.decode import Decoded
 from specbench_kangaroo.method import Method, MethodOptions
-from specbench_kangaroo.profile import Samples, measure
-from specbench_kangaroo.profile_figures import summarise_profile, to_json
-from specbench_kangaroo.profile_subjects import HasPeer, Subjects, peer_of
-from specbench_kangaroo.verify_cost import ROWS
+from specbench_kangaroo.profiling import bandwidth, contest
+from specbench_kangaroo.profiling import profile as profiling
+from specbench_kangaroo.profiling.contest import Answer
+from specbench_kangaroo.profiling.figures import summarise_profile, to_json
+from specbench_kangaroo.profiling.profile import Samples, measure
+from specbench_kangaroo.profiling.subjects import HasPeer, Subjects, peer_of
+from specbench_kangaroo.profiling.verify_cost import ROWS
 from specbench_methods.vanilla import Vanilla
 
 from .bench import FAMILY, Cheats, Stub, make_bench, save_model

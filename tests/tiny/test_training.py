@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.distillation import (
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.training.distillation import (
     FrozenHead,
     distillation_loss,
     soft_cross_entropy,
 )
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.features import FINAL, Document, FeatureStore, collect
-from specbench_kangaroo.teacher import Batch, Teacher, frequent_tokens
-from specbench_kangaroo.train import Hooks, Trainer
-from specbench_kangaroo.trainable import trainable
-from specbench_kangaroo.training_state import TrainSettings
+from specbench_kangaroo.training.features import FINAL, Document, FeatureStore, collect
+from specbench_kangaroo.training.state import TrainSettings
+from specbench_kangaroo.training.teacher import Batch, Teacher, frequent_tokens
+from specbench_kangaroo.training.train import Hooks, Trainer
+from specbench_kangaroo.training.trainable import trainable
 
 from .models import VOCABULARY, random_model
 

@@ -20,10 +20,10 @@ from transformers import LlamaConfig
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.draft_log import DraftLog, draft_log
 from specbench_kangaroo.method import Method
-from specbench_kangaroo.replay import walks
 from specbench_kangaroo.store import read_run
+from specbench_kangaroo.tuning.draft_log import DraftLog, draft_log
+from specbench_kangaroo.tuning.replay import walks
 from specbench_methods.kangaroo import Kangaroo
 from specbench_methods.layer_skip import LayerSkip, LayerSkipOptions
 from specbench_methods.parts.kangaroo_adapter import write_untrained

@@ -5,7 +5,7 @@ import pytest
 
 from specbench_kangaroo import bootstrap
 from specbench_kangaroo.bootstrap import Ratio
-from specbench_kangaroo.clustered import ratios, shares, sums
+from specbench_kangaroo.figures.clustered import ratios, shares, sums
 
 
 def test_sums_are_by_cell_and_question():

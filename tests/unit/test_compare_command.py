@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from specbench_kangaroo.cli import compare as command
-from specbench_kangaroo.gate import Tolerances
+from specbench_kangaroo.gate.gates import Tolerances
 from specbench_kangaroo.records import Status
 from tests.unit.gate_runs import WORSE, at, make_gated, slowed
 from tests.unit.runs import make_manifest

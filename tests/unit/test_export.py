@@ -12,7 +12,7 @@ import pytest
 
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.records import Status
-from specbench_kangaroo.spec_bench_answers import AnswerFile, answer_files, model_id
+from specbench_kangaroo.reports.spec_bench_answers import AnswerFile, answer_files, model_id
 from specbench_kangaroo.stats import summarise
 from specbench_kangaroo.store import RunWriter, read_run
 from tests.unit.runs import make_generation, make_manifest, make_run, make_step, make_steps

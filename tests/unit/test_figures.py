@@ -15,11 +15,11 @@ from matplotlib.text import Text
 
 from specbench_kangaroo import stats
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.figure_style import save
-from specbench_kangaroo.figures import FIGURES, figures_of
+from specbench_kangaroo.figures.catalogue import FIGURES, figures_of
+from specbench_kangaroo.figures.paired_steps import paired_steps
+from specbench_kangaroo.figures.step_tables import PHASES, accepted_lengths, step_times
+from specbench_kangaroo.figures.style import save
 from specbench_kangaroo.journal import CONFIDENCE_TYPE
-from specbench_kangaroo.paired_steps import paired_steps
-from specbench_kangaroo.step_tables import PHASES, accepted_lengths, step_times
 from specbench_kangaroo.store import read_run
 from tests.unit.runs import SIDES, make_comparison, make_run
 

@@ -18,7 +18,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from specbench_kangaroo.html_report import illustrated, inline_svg, page
+from specbench_kangaroo.reports.html_report import illustrated, inline_svg, page
 from specbench_kangaroo.store import Run, read_run
 
 RUN = Path(__file__).parent / "golden" / "run"

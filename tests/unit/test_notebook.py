@@ -19,11 +19,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from specbench_kangaroo.figures import FIGURES
-from specbench_kangaroo.sheets import interval_cell
+from specbench_kangaroo.figures.catalogue import FIGURES
+from specbench_kangaroo.reports.sheets import interval_cell
 from specbench_kangaroo.stats import OVERALL, summarise
 from specbench_kangaroo.store import read_run
-from specbench_kangaroo.tuning import tune
+from specbench_kangaroo.tuning.tuning import tune
 from tests.unit.drafting import ALLOWED, make_answer, make_drafting_run
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.figures import FIGURES
+from specbench_kangaroo.figures.catalogue import FIGURES
 from tests.unit.runs import make_run
 from tests.unit.test_cli import call, refused
 

@@ -9,12 +9,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 
-from specbench_kangaroo import plots, stats
+from specbench_kangaroo import stats
 from specbench_kangaroo.bootstrap import Figure
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.figure_style import FORMATS, looks, save
+from specbench_kangaroo.figures import speedups
+from specbench_kangaroo.figures.style import FORMATS, looks, save
+from specbench_kangaroo.figures.times import PHASE_LOOKS
 from specbench_kangaroo.store import read_run
-from specbench_kangaroo.time_plots import PHASE_LOOKS
 from tests.unit.runs import SIDES, make_comparison, make_run
 
 METHODS = ("vanilla", "kangaroo", "medusa")
@@ -41,7 +42,7 @@ def with_figures(summary, figures):
 
 
 def test_every_method_and_task_has_a_bar_with_its_value(summary):
-    figure = plots.speedup_by_task(summary)
+    figure = speedups.speedup_by_task(summary)
     (axes,) = figure.axes
     bars = [bar for box in axes.containers if isinstance(box, BarContainer) for bar in box]
     expected = [
@@ -58,15 +59,15 @@ def test_every_method_and_task_has_a_bar_with_its_value(summary):
 def test_a_lossy_method_is_marked_in_legend_and_title(summary):
     lossy = replace(summary.methods["medusa"], lossy=True)
     several = replace(summary, methods={**summary.methods, "medusa": lossy})
-    (legend,) = plots.speedup_by_task(several).legends
+    (legend,) = speedups.speedup_by_task(several).legends
     assert [text.get_text() for text in legend.get_texts()] == ["kangaroo", "medusa (lossy)"]
     alone = replace(summary, methods={"vanilla": summary.methods["vanilla"], "medusa": lossy})
-    (axes,) = plots.speedup_by_task(alone).axes
+    (axes,) = speedups.speedup_by_task(alone).axes
     assert axes.get_title().startswith("medusa (lossy): ")
 
 
 def test_a_question_alone_is_drawn_without_an_error_bar(summary):
-    figure = plots.speedup_by_task(with_figures(summary, {"speedup": Figure(1.2, None, None)}))
+    figure = speedups.speedup_by_task(with_figures(summary, {"speedup": Figure(1.2, None, None)}))
     (axes,) = figure.axes
     assert not [box for box in axes.containers if isinstance(box, ErrorbarContainer)]
     assert not figure.legends, "one method needs no legend: the title names it"
@@ -75,17 +76,17 @@ def test_a_question_alone_is_drawn_without_an_error_bar(summary):
 
 def test_an_interval_that_misses_its_value_can_be_drawn(summary):
     missed = with_figures(summary, {"speedup": Figure(1.2, 1.25, 1.3)})
-    plots.speedup_by_task(missed).canvas.draw()
+    speedups.speedup_by_task(missed).canvas.draw()
 
 
 def test_a_run_of_the_baseline_alone_has_no_speedup_to_plot(tmp_path):
     alone = stats.summarise(read_run(make_run(tmp_path / "run", methods=["vanilla"])))
-    assert plots.speedup_by_task(alone) is None
-    assert plots.realised_over_ideal(alone) is None
+    assert speedups.speedup_by_task(alone) is None
+    assert speedups.realised_over_ideal(alone) is None
 
 
 def test_the_ideal_is_hollow_and_the_realised_speedup_filled(comparison):
-    (axes,) = plots.realised_over_ideal(comparison).axes
+    (axes,) = speedups.realised_over_ideal(comparison).axes
     points = {
         (line.get_ydata()[0], line.get_markerfacecolor()): line.get_xdata()[0]
         for line in axes.lines
@@ -104,17 +105,17 @@ def test_the_ideal_is_hollow_and_the_realised_speedup_filled(comparison):
 
 
 def test_saved_files_keep_the_runs_name_and_are_reproducible(summary, tmp_path):
-    figure = plots.speedup_by_task(summary)
+    figure = speedups.speedup_by_task(summary)
     paths = save(figure, tmp_path / "deep" / "smollm2.v1", formats=FORMATS)
     assert [path.name for path in paths] == ["smollm2.v1.png", "smollm2.v1.svg", "smollm2.v1.pdf"]
-    again = save(plots.speedup_by_task(summary), tmp_path / "again", formats=FORMATS)
+    again = save(speedups.speedup_by_task(summary), tmp_path / "again", formats=FORMATS)
     for first, second in zip(paths, again, strict=True):
         assert first.read_bytes() == second.read_bytes(), f"{first.suffix} differs between two runs"
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(summary, tmp_path):
     with pytest.raises(UsageError, match="'bmp'; there are: png, svg, pdf"):
-        save(plots.speedup_by_task(summary), tmp_path / "figure", formats=("png", "bmp"))
+        save(speedups.speedup_by_task(summary), tmp_path / "figure", formats=("png", "bmp"))
     assert not list(tmp_path.iterdir())
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from specbench_kangaroo.contest import Answer
 from specbench_kangaroo.decode import Decoded
-from specbench_kangaroo.profile import Sample, Samples
-from specbench_kangaroo.profile_figures import Profile, median_figure, summarise_profile, to_json
+from specbench_kangaroo.profiling.contest import Answer
+from specbench_kangaroo.profiling.figures import Profile, median_figure, summarise_profile, to_json
+from specbench_kangaroo.profiling.profile import Sample, Samples
+from specbench_kangaroo.profiling.verify_cost import ROWS
 from specbench_kangaroo.records import ExitReason, StepRecord
-from specbench_kangaroo.verify_cost import ROWS
 
 
 def step(number: int, *, drafted: int, accepted: int, draft_ms: float) -> StepRecord:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo import published, stats
+from specbench_kangaroo import stats
 from specbench_kangaroo.bootstrap import Figure
-from specbench_kangaroo.published import Published
-from specbench_kangaroo.sections import report_of
-from specbench_kangaroo.sheets import Part, Section
+from specbench_kangaroo.reports import published
+from specbench_kangaroo.reports.published import Published
+from specbench_kangaroo.reports.sections import report_of
+from specbench_kangaroo.reports.sheets import Part, Section
 from specbench_kangaroo.store import read_run
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specbench_kangaroo.draft_log import DraftLog, draft_log
 from specbench_kangaroo.records import ExitReason, StepRecord
-from specbench_kangaroo.replay import Walk, walks
+from specbench_kangaroo.tuning.draft_log import DraftLog, draft_log
+from specbench_kangaroo.tuning.replay import Walk, walks
 from tests.unit.drafting import (
     ALLOWED,
     DEEPEST,

@@ -21,9 +21,9 @@ import pytest
 
 from specbench_kangaroo import stats
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.csv_tables import COLUMNS, csv_text
-from specbench_kangaroo.latex_tables import escaped, latex
-from specbench_kangaroo.markdown_tables import markdown
+from specbench_kangaroo.reports.csv_tables import COLUMNS, csv_text
+from specbench_kangaroo.reports.latex_tables import escaped, latex
+from specbench_kangaroo.reports.markdown_tables import markdown
 from specbench_kangaroo.store import read_run
 from tests.unit.runs import make_comparison, make_run
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from specbench_kangaroo import stats, tables
+from specbench_kangaroo import stats
 from specbench_kangaroo.bootstrap import Figure
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.markdown_tables import markdown
 from specbench_kangaroo.records import Lossless, Status
+from specbench_kangaroo.reports import tables
+from specbench_kangaroo.reports.markdown_tables import markdown
+from specbench_kangaroo.reports.sections import report_of
+from specbench_kangaroo.reports.sheets import Part
 from specbench_kangaroo.sampling_check import SamplingCheck
-from specbench_kangaroo.sections import report_of
-from specbench_kangaroo.sheets import Part
 from specbench_kangaroo.store import RunWriter, read_run
 from tests.unit.runs import (
     SIDES,

@@ -14,18 +14,19 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from specbench_kangaroo import tune_figure, tune_tables
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.records import MethodRecord
 from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
-from specbench_kangaroo.rerun import command_line, request_again
 from specbench_kangaroo.run_json import read_manifest, write_manifest
 from specbench_kangaroo.stats import summarise
-from specbench_kangaroo.step_costs import step_costs
 from specbench_kangaroo.store import read_run
-from specbench_kangaroo.surfaces import Setting
-from specbench_kangaroo.tuning import Tuning, to_json, tune
+from specbench_kangaroo.tuning import figure as tune_figure
+from specbench_kangaroo.tuning import tables as tune_tables
+from specbench_kangaroo.tuning.rerun import command_line, request_again
+from specbench_kangaroo.tuning.step_costs import step_costs
+from specbench_kangaroo.tuning.surfaces import Setting
+from specbench_kangaroo.tuning.tuning import Tuning, to_json, tune
 from tests.unit.drafting import ALLOWED, DEEPEST, Answer, Costs, make_answer, make_drafting_run
 from tests.unit.runs import make_manifest, make_run
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.folders import sha256_of
+from specbench_kangaroo.loading.folders import sha256_of
 from specbench_methods.parts.weight_files import check_tensors, read_safetensors, read_tensors
 
 PUBLISHED_ROPE_BASE = 10_000.0  # fixed in the authors' code, whatever the target's own base

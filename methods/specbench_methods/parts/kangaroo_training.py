@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.train import DraftHead
-from specbench_kangaroo.trainable import Provenance
+from specbench_kangaroo.training.train import DraftHead
+from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.parts.kangaroo_adapter import (
     Adapter,
     AdapterInfo,

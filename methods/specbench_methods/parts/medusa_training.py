@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.features import FINAL
-from specbench_kangaroo.train import DraftHead
-from specbench_kangaroo.trainable import Provenance
+from specbench_kangaroo.training.features import FINAL
+from specbench_kangaroo.training.train import DraftHead
+from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.parts.draft_tree import likeliest_paths
 from specbench_methods.parts.medusa_heads import Heads, HeadsInfo, HeadsShape, save_heads
 

@@ -1,0 +1,1 @@
+"""The figures of a run, and the step tables behind them.  Nothing here imports torch."""

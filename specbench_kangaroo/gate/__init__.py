@@ -1,0 +1,1 @@
+"""The regression gate: one run held against another.  Nothing here imports torch."""

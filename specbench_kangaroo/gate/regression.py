@@ -1,0 +1,90 @@
+"""The regression gate: a candidate run held against a baseline run.
+
+Knows: the order of things: may they be compared, what stands against what, then every gate.
+Does not know: how a gate is decided, shown, or where runs come from.  Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from specbench_kangaroo.gate.answers import deterministic_gates
+from specbench_kangaroo.gate.comparability import check
+from specbench_kangaroo.gate.gates import Gate, Tolerances
+from specbench_kangaroo.gate.pairs import Matched, match
+from specbench_kangaroo.gate.timing import timing_gates
+from specbench_kangaroo.store import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Every gate between two runs, and what else a reader must know."""
+
+    baseline: str
+    candidate: str
+    model: str
+    questions: str
+    prompts: int
+    gates: tuple[Gate, ...]  # by method
+    notes: tuple[str, ...]
+    tolerances: Tolerances
+    timing: bool
+
+    @property
+    def failed(self) -> tuple[Gate, ...]:
+        """The gates that do not hold."""
+        return tuple(gate for gate in self.gates if not gate.passed)
+
+
+def compare(
+    baseline: Run,
+    candidate: Run,
+    *,
+    tolerances: Tolerances | None = None,
+    timing: bool = False,
+    allow: Sequence[str] = (),
+) -> Comparison:
+    """Holds ``candidate`` against ``baseline``, on the prompts that both were asked.
+
+    Args:
+        baseline: the run that sets what is expected.
+        candidate: the run that must not be worse.
+        tolerances: by how much it may be worse; the defaults if None.
+        timing: gate speeds too.
+        allow: fields of :data:`comparability.FIELDS` in which the runs may differ.
+
+    Raises:
+        UsageError: the runs cannot be compared; the line says in which fields they differ.
+    """
+    tolerances = tolerances or Tolerances()
+    notes = check(baseline, candidate, allow=allow, timing=timing)
+    matched = match(baseline, candidate)
+    gates = [*deterministic_gates(matched, tolerances)]
+    if timing:
+        gates += timing_gates(matched, tolerances.speedup)
+    order = {method: place for place, method in enumerate(matched.methods)}
+    manifest = candidate.manifest
+    return Comparison(
+        baseline=baseline.manifest.name,
+        candidate=manifest.name,
+        model=manifest.model,
+        questions=manifest.questions,
+        prompts=len(matched.prompts),
+        gates=tuple(sorted(gates, key=lambda gate: order[gate.method])),
+        notes=(*notes, *_left_out(matched)),
+        tolerances=tolerances,
+        timing=timing,
+    )
+
+
+def _left_out(matched: Matched) -> Iterator[str]:
+    other = int((~matched.answers["same_prompt"]).sum())
+    if other:
+        yield (
+            f"not gated: {other} answers whose prompt continues an answer of "
+            f"{matched.baseline.manifest.baseline} that has changed"
+        )
+    for method in matched.methods:
+        if not matched.answers_of(method)["usable"].any():
+            yield f"{method}: the runs have no good answer in common, so only errors are gated"

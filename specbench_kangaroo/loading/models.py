@@ -1,0 +1,198 @@
+"""Target models: which are known by name, how any is loaded, and how its chat prompts are written.
+
+Knows: the registry, local folders, hub ids, chat templates.  Does not know: the modules inside a
+model (target.py does), or decoding.  Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench_kangaroo import devices
+from specbench_kangaroo.errors import UsageError, look_up
+from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL, MODELS, ModelSpec, fetch_registered
+from specbench_kangaroo.loading.convert import quiet_transformers
+from specbench_kangaroo.loading.weights import hub_folder, weights_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "MODELS",
+    "LoadedModel",
+    "ModelSpec",
+    "chat_prompt",
+    "load_model",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run: in eval mode, on its device, with what a manifest says about it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
+    device: str
+    sha256: str  # of the weights: the pinned file's for a registry model
+    revision: str | None  # the wheel, or the hub commit; None for a local folder
+    eos_token_ids: frozenset[int]
+    context_length: int  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    folder: Path
+    sha256: str
+    revision: str | None
+
+
+def load_model(
+    name: str, *, revision: str | None = None, dtype: str | None = None, device: str | None = None
+) -> LoadedModel:
+    """Load a registry name, a local folder, or a hub id ("org/name"); code in it is never run.
+
+    Args:
+        name: one of ``MODELS``, a path, or an id.
+        revision: a hub branch, tag or commit; only with a hub id.
+        dtype: float32, bfloat16, float16 or float64; the default is the device's.
+        device: cpu, cuda or cuda:N; the default is cuda where there is one.
+
+    Raises:
+        UsageError: unknown name, nothing to load or no network to fetch it, a hash that differs, or
+            a dtype or device that does not work here.
+    """
+    _check_name(name, revision)
+    device = devices.check_device(device or devices.default_device())
+    dtype = devices.check_dtype(dtype or devices.default_dtype(device), device)
+    source = _find(name, revision)
+    model = _load_weights(source.folder, dtype).to(device).eval()
+    tokenizer = _load_tokenizer(source.folder)
+    return LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        sha256=source.sha256,
+        revision=source.revision,
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+        context_length=_context_length(model, name),
+    )
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, history: Sequence[str]) -> list[int]:
+    """Token ids of a conversation that waits for its next answer.
+
+    Args:
+        tokenizer: the model's, with or without a template.
+        history: user and assistant turns by turns, a user's first and last.
+
+    A tokenizer without a chat template gets the turns, each followed by a newline.
+
+    Raises:
+        ValueError: an even number of turns.
+    """
+    if len(history) % 2 == 0:
+        raise ValueError(f"a prompt ends with the user's turn, but there are {len(history)} turns")
+    if tokenizer.chat_template is None:
+        return list(tokenizer("".join(f"{turn}\n" for turn in history))["input_ids"])
+    messages = [
+        {"role": "assistant" if index % 2 else "user", "content": turn}
+        for index, turn in enumerate(history)
+    ]
+    encoding = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return list(encoding["input_ids"])
+
+
+def _check_name(name: str, revision: str | None) -> None:
+    """Refuse early what cannot be found, before torch is imported or anything is fetched."""
+    is_hub_id = _is_hub_id(name)
+    if revision is not None and not is_hub_id:
+        raise UsageError(f"--revision needs a hub id (org/name), and {name!r} is not one")
+    if name in MODELS or is_hub_id or Path(name).expanduser().is_dir():
+        return
+    try:
+        look_up("model", name, MODELS)
+    except UsageError as error:
+        raise UsageError(f"{error}; or a local folder (none at that path), or org/name") from None
+
+
+def _is_hub_id(name: str) -> bool:
+    looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+    return looks_so and name not in MODELS and not Path(name).expanduser().is_dir()
+
+
+def _find(name: str, revision: str | None) -> _Source:
+    if name in MODELS:
+        spec = MODELS[name]
+        return _Source(fetch_registered(spec), spec.source.sha256, spec.source.requirement)
+    if _is_hub_id(name):
+        folder = hub_folder(name, revision=revision)
+        return _Source(folder, weights_sha256(folder), folder.name)
+    folder = Path(name).expanduser()
+    return _Source(folder, weights_sha256(folder), None)
+
+
+def _load_weights(folder: Path, dtype: str) -> Any:
+    import torch  # noqa: PLC0415
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    # RuntimeError: shapes that differ from the config's.
+    not_a_model = (OSError, ValueError, RuntimeError, SafetensorError)
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+    except not_a_model as error:
+        raise UsageError(f"cannot load a model from {folder}: {_first_line(error)}") from error
+    if report["missing_keys"]:  # transformers would run with random numbers in their place
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UsageError(f"{folder} lacks {len(report['missing_keys'])} weights: {missing}, …")
+    return model
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from error
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Those of the generation config (one or several) and the tokenizer's own."""
+    config = getattr(model, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    several = ids if isinstance(ids, list | tuple) else [ids]
+    return frozenset(int(i) for i in (*several, tokenizer.eos_token_id) if i is not None)
+
+
+def _context_length(model: Any, name: str) -> int:
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if length is None:
+        raise UsageError(f"the config of {name} has no max_position_embeddings")
+    return int(length)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

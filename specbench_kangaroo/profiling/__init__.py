@@ -1,0 +1,1 @@
+"""Our loop against the peer's, what verification costs by rows, and the memory floor."""

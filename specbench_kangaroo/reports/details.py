@@ -1,0 +1,135 @@
+"""One method by task: every figure that a reader compares between tasks.
+
+Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: how a sheet is drawn, or what
+other methods did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from specbench_kangaroo.bootstrap import INTERVAL_NAME, Figure
+from specbench_kangaroo.reports.comparison import reason
+from specbench_kangaroo.reports.sheets import (
+    Cell,
+    Column,
+    Section,
+    Sheet,
+    interval_cell,
+    rate_text,
+    speedup_cell,
+    value_text,
+)
+from specbench_kangaroo.reports.verdicts import verdict
+from specbench_kangaroo.stats import OVERALL, Summary
+
+INTERVAL_CAPTION = f"in brackets: {INTERVAL_NAME}"
+BASE_CAPTION = "base: tok/s of the baseline"
+IDEAL_CAPTION = "ideal: the speedup if verifying a draft cost one token; of ideal: realised"
+
+_LATENCY = (
+    ("Spec-Bench", "speedup"),
+    ("CR",),
+    ("TTFT,", "ms"),
+    ("base", "TTFT"),
+    ("TPOT,", "ms"),
+    ("base", "TPOT"),
+)
+_OF_BASELINE = ("tok/s", "TTFT, ms", "TPOT, ms")
+_OF_METHOD = ("speedup", "mean accepted", "acc.\nrate", "tok/s", "base", "ideal", "of\nideal")
+
+
+def section(summary: Summary, method: str, *, with_reason: bool) -> Section:
+    """A method's table, the verdict on its outputs, and why it is slow if it is."""
+    notes = [verdict(summary.methods[method], summary.baseline)]
+    why = reason(summary, method) if with_reason else None
+    against = "" if method == summary.baseline else f" against {summary.baseline}"
+    return Section(
+        title=f"{summary.label(method)}{against}, {summary.model}, {summary.questions}",
+        sheet=_sheet(summary, method),
+        notes=(*notes, why) if why else tuple(notes),
+    )
+
+
+def latency(summary: Summary, method: str) -> Section:
+    """What a method's own table has no room for: Spec-Bench's speedup, passes, and latencies."""
+    columns = (Column(Cell(" ".join(lines), lines)) for lines in _LATENCY)
+    return Section(
+        title=f"{summary.label(method)}: speedup by Spec-Bench's formula, compression, latency",
+        sheet=Sheet(
+            (Column(Cell("task"), left=True), *columns),
+            tuple(_latency_rows(summary, method)),
+            bold=OVERALL,
+            stacked=True,
+        ),
+    )
+
+
+def latency_caption(summary: Summary) -> str:
+    """What the columns of :func:`latency` mean."""
+    return (
+        f"Spec-Bench speedup: mean tok/s over questions, divided by that of {summary.baseline}; "
+        "CR: new tokens per pass of the target, prefill included; "
+        "TTFT: time to the first token; TPOT: time per token after it"
+    )
+
+
+def memory_caption(peak_rss_mb: float) -> str:
+    """The memory of a run, which no method has for itself."""
+    return f"peak memory of the process, which all methods share: {peak_rss_mb:.0f} MiB"
+
+
+def _latency_rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
+    baseline = summary.methods[summary.baseline].tasks
+    for task, part in summary.methods[method].tasks.items():
+        base = baseline[task].figures
+        yield (
+            Cell(task),
+            interval_cell(part.figures, "speedup_specbench"),
+            interval_cell(part.figures, "compression_rate"),
+            *(
+                _ms_cell(figures, name)
+                for name in ("ttft_ms", "tpot_ms")
+                for figures in (part.figures, base)
+            ),
+        )
+
+
+def _ms_cell(figures: Mapping[str, Figure], name: str) -> Cell:
+    """Milliseconds: a tenth of one matters below a hundred."""
+    long = name in figures and figures[name].value >= 99.95
+    return interval_cell(figures, name, ".0f" if long else ".1f")
+
+
+def _sheet(summary: Summary, method: str) -> Sheet:
+    headings = _OF_BASELINE if method == summary.baseline else _OF_METHOD
+    cells = (Cell(name.replace("\n", " "), tuple(name.split("\n"))) for name in ("n", *headings))
+    columns = (Column(Cell("task"), left=True), *(Column(cell) for cell in cells))
+    return Sheet(columns, tuple(_rows(summary, method)), bold=OVERALL)
+
+
+def _rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
+    baseline = summary.methods[summary.baseline].tasks
+    for task, part in summary.methods[method].tasks.items():
+        if method == summary.baseline:
+            cells = _of_baseline(part.figures)
+        else:
+            cells = _of_method(part.figures, baseline[task].figures)
+        yield (Cell(task), Cell(str(part.n)), *cells)
+
+
+def _of_baseline(figures: Mapping[str, Figure]) -> tuple[Cell, ...]:
+    names = ("tokens_per_second", "ttft_ms", "tpot_ms")
+    return tuple(interval_cell(figures, name, ".1f") for name in names)
+
+
+def _of_method(figures: Mapping[str, Figure], baseline: Mapping[str, Figure]) -> tuple[Cell, ...]:
+    return (
+        speedup_cell(figures),
+        interval_cell(figures, "mean_accepted_tokens"),
+        Cell(value_text(figures, "acceptance_rate")),
+        Cell(rate_text(figures)),
+        Cell(rate_text(baseline)),
+        Cell(value_text(figures, "speedup_ideal")),
+        Cell(value_text(figures, "realised_over_ideal", ".0%")),
+    )

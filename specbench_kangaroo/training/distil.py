@@ -1,0 +1,157 @@
+"""Training text from the target itself: its answers to many prompts, batch by batch, resumable.
+
+Knows: prompts, the file of answers, ``transformers``' own batched ``generate``.  Does not know: our
+decoding loop (one sequence at a time, made to be measured), methods, training.
+
+A line of the output is ``{"task", "source", "prompt", "response_ids"}``; the ids end with EOS where
+the target ended its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.jsonl import as_line, drop_torn_line, read_lines
+from specbench_kangaroo.loading.models import LoadedModel
+from specbench_kangaroo.training.texts import Prompt, read_prompts
+
+_BATCHES_SORTED_TOGETHER = 16  # batches of like length, yet a file cut short is a fair sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistilSettings:
+    """What is asked of the target, and how much of it at once."""
+
+    max_new_tokens: int = 256
+    max_prompt_tokens: int = 260
+    batch: int = 64
+    limit: int | None = None  # the first prompts of the file that are short enough
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """What came of a run over the prompts, in numbers of prompts."""
+
+    answered: int  # now
+    found: int  # already answered in the output
+    too_long: int
+
+
+def distil(
+    loaded: LoadedModel,
+    prompts: Path,
+    output: Path,
+    settings: DistilSettings,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Distilled:
+    """Append the target's answers to ``output``, a batch at a time; finished ones are not redone.
+
+    Args:
+        loaded: the target.  Its own generation config is put aside: a repetition penalty or a
+            top-k from the hub would not be the text that decoding here meets.
+        prompts: JSON lines, gzipped or not, of records with ``turns`` or ``prompt``.
+        output: JSON lines; a last line that a kill has torn is dropped.
+        settings: see :class:`DistilSettings`.
+        on_progress: called with (prompts answered, prompts in all), before and after each batch.
+
+    Raises:
+        UsageError: unreadable prompts, a gzipped output, or a context too short for the settings.
+    """
+    _check(loaded, output, settings)
+    known = read_prompts(prompts, loaded.tokenizer)
+    short = [prompt for prompt in known if len(prompt.ids) <= settings.max_prompt_tokens]
+    wanted = short[: settings.limit]
+    finished = _finished(output)
+    todo = [prompt for prompt in wanted if prompt.text not in finished]
+    done = found = len(wanted) - len(todo)
+    torch.manual_seed(settings.seed + found)  # a resumed run must not draw its first batch again
+    report = on_progress or (lambda done, total: None)
+    report(done, len(wanted))
+    with output.open("ab") as file:
+        for batch in _batches(todo, settings.batch):
+            for prompt, response in zip(batch, answer(loaded, batch, settings), strict=True):
+                file.write(as_line(_record(prompt, response)))
+            file.flush()
+            done += len(batch)
+            report(done, len(wanted))
+    return Distilled(answered=done - found, found=found, too_long=len(known) - len(short))
+
+
+@torch.inference_mode()
+def answer(
+    loaded: LoadedModel, prompts: Sequence[Prompt], settings: DistilSettings
+) -> list[tuple[int, ...]]:
+    """Answers to a batch of prompts, token ids up to and including EOS."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    eos = sorted(loaded.eos_token_ids)
+    pad = eos[0] if eos else 0  # never seen: the mask hides it
+    ids = torch.full((len(prompts), longest), pad)  # [B, S], padded on the left
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        mask[row, longest - len(prompt.ids) :] = 1
+    model: Any = loaded.model
+    model.generation_config = _generation_config(settings, eos, pad)
+    output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    return [_until_eos(row, loaded.eos_token_ids) for row in output[:, longest:].tolist()]
+
+
+def _check(loaded: LoadedModel, output: Path, settings: DistilSettings) -> None:
+    if output.suffix == ".gz":
+        raise UsageError(f"{output}: a gzipped file cannot be resumed; write .jsonl, then gzip it")
+    longest = settings.max_prompt_tokens + settings.max_new_tokens
+    if longest > loaded.context_length:
+        raise UsageError(
+            f"--max-prompt-tokens and --max-new-tokens add up to {longest}, but the context of "
+            f"{loaded.name} is {loaded.context_length} tokens"
+        )
+
+
+def _finished(output: Path) -> set[str]:
+    if not output.exists():
+        return set()
+    drop_torn_line(output)
+    return {str(record.get("prompt")) for record in read_lines(output)}
+
+
+def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
+    """In the file's order at large, of like length in a batch: padding is wasted work."""
+    for start in range(0, len(prompts), size * _BATCHES_SORTED_TOGETHER):
+        chunk = list(prompts[start : start + size * _BATCHES_SORTED_TOGETHER])
+        chunk.sort(key=lambda prompt: len(prompt.ids))
+        for first in range(0, len(chunk), size):
+            yield chunk[first : first + size]
+
+
+def _generation_config(settings: DistilSettings, eos: Sequence[int], pad: int) -> GenerationConfig:
+    ends = {"eos_token_id": list(eos) or None, "pad_token_id": pad}
+    length = {"max_new_tokens": settings.max_new_tokens}
+    if settings.temperature == 0:
+        return GenerationConfig(do_sample=False, **length, **ends)
+    # transformers' defaults for sampling include top_k = 50.
+    plain = {"temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(do_sample=True, **plain, **length, **ends)
+
+
+def _until_eos(ids: Sequence[int], eos: frozenset[int]) -> tuple[int, ...]:
+    end = next((index for index, token in enumerate(ids, start=1) if token in eos), len(ids))
+    return tuple(ids[:end])
+
+
+def _record(prompt: Prompt, response: Sequence[int]) -> Mapping[str, Any]:
+    return {
+        "task": prompt.task,
+        "source": prompt.source,
+        "prompt": prompt.text,
+        "response_ids": response,
+    }

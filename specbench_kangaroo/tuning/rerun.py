@@ -1,0 +1,98 @@
+"""A finished run as a request again, with one of its methods and other options.
+
+Knows: manifests, requests, how the two are written as a command.  Does not know: torch, whether
+what is asked for is still there, or any method.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from specbench_kangaroo.loading.catalogue import MODELS
+from specbench_kangaroo.questions import SOURCES
+from specbench_kangaroo.records import Manifest
+from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
+
+_DEFAULT = Settings()
+
+
+def request_again(manifest: Manifest, method: str, options: Mapping[str, Any]) -> Request:
+    """The manifest's run with ``method`` alone beside the baseline.
+
+    ``options`` replace those that the method had.  Whatever a newer version writes into the
+    settings is left out, so compare the hashes of the new run's manifest with the old one's.
+    """
+    settings = manifest.settings
+    kept = {**manifest.methods[method].options, **options}
+    return Request(
+        model=ModelChoice(
+            name=manifest.model,
+            revision=_revision(manifest),
+            dtype=settings.get("dtype"),
+            device=settings.get("device"),
+            backend=settings.get("backend", ModelChoice(name="").backend),
+        ),
+        questions=QuestionChoice(
+            source=_source(manifest),
+            tasks=tuple(settings.get("tasks") or ()),
+            limit=settings.get("limit"),
+        ),
+        methods=(method,),
+        options=tuple(f"{method}.{name}={kept[name]}" for name in kept if kept[name] is not None),
+        settings=Settings(
+            **{item.name: settings[item.name] for item in fields(Settings) if item.name in settings}
+        ),
+    )
+
+
+def command_line(request: Request, output: Path | None = None) -> str:
+    """The request as a ``specbench run`` command that a person can paste."""
+    return shlex.join(["specbench", "run", *_words(request, output)])
+
+
+def _words(request: Request, output: Path | None) -> Iterator[str]:
+    model, questions = request.model, request.questions
+    given: list[tuple[str, Any, Any]] = [
+        ("model", model.name, None),
+        ("revision", model.revision, None),
+        ("dtype", model.dtype, None),
+        ("device", model.device, None),
+        ("backend", model.backend, ModelChoice(name="").backend),
+        ("questions", questions.source, None),
+        *(("task", task, None) for task in questions.tasks),
+        ("limit", questions.limit, None),
+    ]
+    for item in fields(Settings):
+        given.append(
+            (item.name, getattr(request.settings, item.name), getattr(_DEFAULT, item.name))
+        )
+    given += [("method", name, None) for name in request.methods]
+    given += [("option", text, None) for text in request.options]
+    given.append(("output", output, None))
+    for name, value, default in given:
+        if value != default:
+            yield from (f"--{name.replace('_', '-')}", str(value))
+
+
+def _revision(manifest: Manifest) -> str | None:
+    """That of a hub model; the package that a model of the catalogue comes from is none."""
+    if manifest.model in MODELS:
+        return None
+    revision = manifest.settings.get("model_revision")
+    return None if revision is None else str(revision)
+
+
+def _source(manifest: Manifest) -> str:
+    """Where the questions came from; of a file the manifest has the name, the command the path."""
+    if manifest.questions in SOURCES:
+        return manifest.questions
+    words = iter(shlex.split(manifest.command))
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--questions":
+            return value if equals else next(words, manifest.questions)
+    return manifest.questions

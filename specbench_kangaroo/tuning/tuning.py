@@ -1,0 +1,147 @@
+"""What every draft length and threshold would have given, from one logged run.
+
+Knows: which parts a tuning is made of, and its document.  Does not know: any method by name, torch,
+files, or how the answer is shown in a terminal or a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.stats import OVERALL
+from specbench_kangaroo.store import Run
+from specbench_kangaroo.totals import PROMPT, paired, per_generation
+from specbench_kangaroo.tuning.draft_log import draft_log
+from specbench_kangaroo.tuning.step_costs import step_costs
+from specbench_kangaroo.tuning.surfaces import (
+    THRESHOLDS,
+    Setting,
+    TaskTuning,
+    measured_speedup,
+    predicted_speedup,
+    tune_tasks,
+)
+from specbench_kangaroo.tuning.tunable import STEPS, THRESHOLD, refuse_unreplayable, tunable_method
+
+TUNING_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuning:
+    """A method's settings, and what each would have given.
+
+    Attributes:
+        logged: the setting of the run.
+        answers: that were replayed.
+        unknown_share: positions of these that no draft of the run says anything of.
+        predicted_at_logged: the speedup that a replay of the run's own setting gives.  The costs of
+            its steps are scaled to the run's times, so this checks the replay and not the costs.
+        measured_at_logged: the speedup that the run measured.
+    """
+
+    run: str
+    method: str
+    baseline: str
+    model: str
+    questions: str
+    logged: Setting
+    steps: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    tasks: Mapping[str, TaskTuning]
+    answers: int
+    unknown_share: float
+    predicted_at_logged: float
+    measured_at_logged: float
+
+    @property
+    def best(self) -> Setting:
+        """The best setting over all tasks."""
+        return self.tasks[OVERALL].best
+
+    def at(self, task: str, setting: Setting) -> float:
+        """The speedup predicted for a task at a setting of the grid."""
+        row = self.steps.index(setting.steps)
+        return float(self.tasks[task].speedup[row, self.thresholds.index(setting.threshold)])
+
+
+def tune(run: Run, method: str | None = None) -> Tuning:
+    """Replay every setting of a logged run's method.
+
+    Args:
+        run: greedy, with η = 0, a generous γ and drafts without branches.
+        method: which one; None takes the only one that has both options.
+
+    Raises:
+        UsageError: the run has no such method, or does not hold what a replay needs.
+    """
+    name, manifest = tunable_method(run, method), run.manifest
+    answers = paired(per_generation(run), method=name, baseline=manifest.baseline)
+    steps = _steps_of(run, name, answers)
+    refuse_unreplayable(run, name, steps)
+    if not steps["drafted"].any():
+        raise UsageError(
+            f"{run.folder} has no drafts of {name} on prompts that {manifest.baseline} answered "
+            "too, so there is nothing to replay; tune another run"
+        )
+    log = draft_log(answers, steps, max_new_tokens=int(manifest.settings["max_new_tokens"]))
+    costs = step_costs(answers, steps, _steps_of(run, manifest.baseline, answers))
+    grid = tuple(range(1, log.deepest + 1))
+    options = manifest.methods[name].options
+    logged = Setting(int(options[STEPS]), float(options[THRESHOLD]))
+    return Tuning(
+        run=manifest.name,
+        method=name,
+        baseline=manifest.baseline,
+        model=manifest.model,
+        questions=manifest.questions,
+        logged=logged,
+        steps=grid,
+        thresholds=THRESHOLDS,
+        tasks=tune_tasks(answers, log, costs, grid),
+        answers=len(answers),
+        unknown_share=log.unknown_share,
+        predicted_at_logged=predicted_speedup(answers, log, costs, logged),
+        measured_at_logged=measured_speedup(answers),
+    )
+
+
+def to_json(tuning: Tuning) -> dict[str, Any]:
+    """The document of ``specbench tune --format json``; a surface has a row per draft length."""
+    return {
+        "schema_version": TUNING_VERSION,
+        "run": tuning.run,
+        "method": tuning.method,
+        "baseline": tuning.baseline,
+        "model": tuning.model,
+        "questions": tuning.questions,
+        "logged": tuning.logged._asdict(),
+        "answers": tuning.answers,
+        "unknown_share": tuning.unknown_share,
+        "at_logged": {
+            "predicted": tuning.predicted_at_logged,
+            "measured": tuning.measured_at_logged,
+        },
+        "steps": list(tuning.steps),
+        "thresholds": list(tuning.thresholds),
+        "tasks": {
+            task: {
+                "n": part.n,
+                "best": part.best._asdict() | {"speedup": asdict(part.figure)},
+                "mean_accepted_tokens": part.mean_accepted_tokens,
+                "guessed_share": part.guessed_share,
+                "speedup_at_best_overall": tuning.at(task, tuning.best),
+                "speedup": part.speedup.tolist(),
+            }
+            for task, part in tuning.tasks.items()
+        },
+    }
+
+
+def _steps_of(run: Run, method: str, answers: pd.DataFrame) -> pd.DataFrame:
+    """The method's steps on the prompts of ``answers``."""
+    return run.steps[run.steps["method"] == method].merge(answers[PROMPT], on=PROMPT)
