@@ -4,6 +4,7 @@ Knows: plain data.  Does not know: torch, files, metrics, or any method.
 
 Schema history
     1 (2026-11): first version.
+    2 (2026-11): a generation says which worker made it, its energy and its peak of device memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BASELINE = "vanilla"
 COMPLETE = "complete"  # the status of a run that has all its generations
 
@@ -96,6 +97,9 @@ class Generation:
     ttft_ms: float  # prefill and first token
     total_ms: float  # prefill, every step and what lies between them
     peak_rss_mb: float | None = None  # of the process, after this generation
+    peak_device_mb: float | None = None  # allocated on the accelerator, None without one
+    energy_j: float | None = None  # drawn by the device while it was made, None if not measured
+    worker: int = 0  # which worker made it; all methods answer a prompt on the same one
 
     @property
     def key(self) -> GenerationKey:
