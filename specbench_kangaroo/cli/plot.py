@@ -1,4 +1,4 @@
-"""``specbench plot``: the figures of finished runs, as files.
+"""``specbench plot``: the figures of finished runs and trained draft heads, as files.
 
 Knows: where the files go and what they are called.  Does not know: which figures there are, or how
 they are drawn.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench_kangaroo.cli.options import FigureFormat, Runs
+from specbench_kangaroo.cli.options import FigureFormat
 from specbench_kangaroo.cli.output import writing
 
 if TYPE_CHECKING:
@@ -21,12 +21,19 @@ if TYPE_CHECKING:
     from specbench_kangaroo.stats import Summary
 
 SPEEDUP_FIGURE = "speedup_by_task"
+LEARNING_FIGURE = "learning_curve"
 _FOLDER = "figures"
 _FORMATS = (FigureFormat.PNG, FigureFormat.SVG)
 
 
 def plot(
-    runs: Runs,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders; or files of draft weights, whose learning curves share a figure.",
+        ),
+    ],
     figure: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,22 +48,28 @@ def plot(
         Path | None,
         typer.Option(
             help="A folder for the figures, with a folder per run in it.",
-            show_default="RUN/figures",
+            show_default="RUN/figures, or where the weights are",
             metavar="DIR",
         ),
     ] = None,
 ) -> None:
-    """Draw the figures of runs."""
+    """Draw the figures of runs, or how draft heads learned."""
     from specbench_kangaroo.figures.catalogue import check_names, figures_of  # noqa: PLC0415
+    from specbench_kangaroo.figures.learning import WEIGHTS_SUFFIX  # noqa: PLC0415
     from specbench_kangaroo.stats import summarise  # noqa: PLC0415
     from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
     check_names(figure or ())
-    for run, folder in _folders(runs, output).items():
+    formats = format_ or _FORMATS
+    heads = [path for path in runs if path.suffix == WEIGHTS_SUFFIX]
+    if heads:
+        for path in _learning(heads, output or heads[0].parent, formats):
+            typer.echo(path)
+    for run, folder in _folders([path for path in runs if path not in heads], output).items():
         found = read_run(run)
         drawn = figures_of(found, summarise(found), figure)
         _refuse_missing(run, drawn, figure)
-        for path in _save(drawn, folder, formats=format_ or _FORMATS):
+        for path in _save(drawn, folder, formats=formats):
             typer.echo(path)
 
 
@@ -75,6 +88,13 @@ def draw(summary: Summary, folder: Path) -> list[Path]:
             f"run {summary.run!r} has no speedup to plot: nothing but {summary.baseline} ran"
         )
     return _save({SPEEDUP_FIGURE: figure}, folder, formats=_FORMATS)
+
+
+def _learning(heads: Sequence[Path], folder: Path, formats: Sequence[FigureFormat]) -> list[Path]:
+    from specbench_kangaroo.figures.learning import learning_curve, read_learning  # noqa: PLC0415
+
+    figure = learning_curve([read_learning(path) for path in heads])
+    return _save({LEARNING_FIGURE: figure}, folder, formats=formats)
 
 
 def _folders(runs: Sequence[Path], output: Path | None) -> dict[Path, Path]:

@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from specbench_kangaroo.figures.catalogue import FIGURES
+from specbench_kangaroo.figures.learning import read_learning
 from tests.unit.runs import make_run
 from tests.unit.test_cli import call, refused
 
+WEIGHTS = Path(__file__).parents[2] / "methods/specbench_methods/weights/smollm2-135m"
 SPEEDUP = ("--figure", "speedup_by_task")
 
 
@@ -50,6 +54,34 @@ def test_runs_of_one_name_do_not_overwrite_each_other(
     line = refused(capsys, "plot", *runs, "--output", tmp_path / "out")
     assert "would overwrite each other" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_draft_weights_show_how_they_learned(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("kangaroo", "medusa"):
+        found = read_learning(WEIGHTS / f"{name}.safetensors")
+        assert found.name == f"{name}, smollm2-135m"
+        assert all(len(curve) == len(found.tokens) > 2 for curve in found.agreement)
+        assert all(curve[0] < curve[-1] <= 1 for curve in found.agreement), "it learned nothing"
+    heads = sorted(WEIGHTS.glob("*.safetensors"))
+    assert call("plot", *heads, "--format", "svg", "--output", tmp_path) == 0
+    drawn = Path(capsys.readouterr().out.strip())
+    assert drawn == tmp_path / "learning_curve.svg"
+    text = drawn.read_text(encoding="utf-8")
+    for label in ("kangaroo, smollm2-135m", "medusa, smollm2-135m, 4 ahead", "training tokens"):
+        assert label in text, f"the figure does not say {label!r}"
+
+
+def test_weights_without_a_training_record_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    torn, bare = tmp_path / "torn.safetensors", tmp_path / "bare.safetensors"
+    torn.write_bytes(b"{}")
+    save_file({"w": np.zeros(2)}, bare, metadata={"kangaroo": "{}"})
+    assert "cannot read" in refused(capsys, "plot", torn)
+    assert "no training record" in refused(capsys, "plot", bare)
+    assert "cannot read" in refused(capsys, "plot", tmp_path / "nowhere.safetensors")
 
 
 def test_an_unknown_figure_is_refused_before_the_run_is_read(
