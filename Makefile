@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Two processes: most tests use one core.  Tests of one group, such as Ray's, share a process.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
 # The committed reference and what is held against it are the same command line: this one.
 REGRESSION_RUN   := results/reference/regression
@@ -14,7 +16,7 @@ REGRESSION_FLAGS := --device cpu --dtype float32 --limit 3 --max-new-tokens 32 \
 REGRESSION_TOLERANCES := --tolerance-tokens 0.05
 
 .DEFAULT_GOAL := check
-.PHONY: bench check lint types fast test venv regression reference-regression
+.PHONY: bench check lint types fast test venv reference regression reference-regression
 
 venv: $(VENV)/installed  ## install the project with pinned constraints; done once
 
@@ -37,10 +39,13 @@ types: venv
 	$(BIN)/mypy
 
 fast: venv
-	$(BIN)/pytest -m "not real" tests
+	$(PYTEST) -m "not real" tests
 
 test: venv lint types  ## all that CI runs
-	$(BIN)/pytest tests
+	$(PYTEST) tests
+
+reference: venv  ## the page of all commands and flags, after a change of one
+	$(BIN)/python -m specbench_kangaroo.cli.reference
 
 regression: venv  ## the default model against its committed reference, by the gates that need no clock
 	folder=$$(mktemp -d) && $(BIN)/specbench run $(REGRESSION_FLAGS) --output "$$folder/run" && \

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specbench_kangaroo.host import to_host
 from specbench_kangaroo.sampling import Sampler
 from specbench_kangaroo.tree import TokenTree
 
@@ -86,12 +87,15 @@ def accept_typical(
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     p = wide.softmax(-1) if sampler is None else sampler.sampling.probabilities(wide)  # [T, V]
     entropy = torch.special.entr(p).sum(-1)  # (T,)
-    threshold = (rule.delta * torch.exp(-entropy)).clamp(max=rule.epsilon).tolist()
     tokens = tree.tokens.tolist()
+    drafted = range(1, tree.n_candidates)
+    parents = [tree.parents[row] for row in drafted]
+    threshold, chances = to_host(
+        (rule.delta * torch.exp(-entropy)).clamp(max=rule.epsilon),
+        p[parents, [tokens[row] for row in drafted]],  # (n_candidates - 1,)
+    )
     best: dict[int, tuple[int, float]] = {0: (0, 0.0)}  # accepted row -> depth, log-likelihood
-    for row in range(1, tree.n_candidates):
-        parent = tree.parents[row]
-        chance = float(p[parent, tokens[row]])
+    for row, parent, chance in zip(drafted, parents, chances, strict=True):
         if parent in best and chance > threshold[parent]:
             depth, likelihood = best[parent]
             best[row] = (depth + 1, likelihood + math.log(chance))

@@ -26,6 +26,10 @@ class Visibility:
     mask: Tensor | None = None
     causal: bool = False
 
+    def on(self, device: torch.device) -> Visibility:
+        """The same on another device."""
+        return self if self.mask is None else Visibility(self.mask.to(device), self.causal)
+
 
 ALL_VISIBLE = Visibility()
 

@@ -12,16 +12,30 @@ from datetime import UTC, datetime
 
 import torch
 
-from specbench_kangaroo.devices import environment
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.devices import default_device, environment, main_device
+from specbench_kangaroo.errors import UsageError, look_up
+from specbench_kangaroo.graphs import CudaRecorder, Recorder
 from specbench_kangaroo.loading.models import LoadedModel, load_model
+from specbench_kangaroo.loading.templates import template_named
 from specbench_kangaroo.method import Method, MethodOptions
 from specbench_kangaroo.questions import QuestionSet, load_questions, select
 from specbench_kangaroo.records import BASELINE, Manifest, MethodRecord
 from specbench_kangaroo.registry import method_class, parse_options
-from specbench_kangaroo.request import Request, Settings
+from specbench_kangaroo.request import ModelChoice, Request, Settings
 from specbench_kangaroo.sampling import Sampling
 from specbench_kangaroo.target import Target
+
+_RECORDERS: Mapping[str, type[CudaRecorder] | None] = {"eager": None, "graph": CudaRecorder}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run as far as it can be checked without its model; it can be sent to another machine."""
+
+    request: Request
+    questions: QuestionSet  # those selected; the hash is the whole set's
+    options: Mapping[str, MethodOptions]  # by method, the baseline first
+    sampling: Sampling | None  # None: greedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,27 +61,70 @@ def open_bench(request: Request) -> Bench:
     Raises:
         UsageError: anything in the request that does not exist, fit or work here.
     """
-    if request.model.backend != "eager":
-        raise UsageError(
-            f"the {request.model.backend} backend is not available yet; use --backend eager"
-        )
+    return load_bench(plan_of(request))
+
+
+def plan_of(request: Request) -> Plan:
+    """Check what needs no model, before any is loaded.
+
+    Raises:
+        UsageError: an unknown question set, task, method, option or setting.
+    """
+    check_backend(request.model)
+    template_named(request.model.template)
     sampling = sampling_of(request.settings)
     questions = load_questions(request.questions.source)
     chosen = select(questions.questions, request.questions.tasks, request.questions.limit)
-    options = method_options(request.methods, request.options)
-    choice = request.model
+    return Plan(
+        request=request,
+        questions=QuestionSet(questions.name, questions.sha256, chosen),
+        options=method_options(request.methods, request.options),
+        sampling=sampling,
+    )
+
+
+def load_bench(plan: Plan) -> Bench:
+    """Load the target and the methods.
+
+    Raises:
+        UsageError: a model, weights, dtype or device that do not exist, fit or work here.
+    """
+    choice = plan.request.model
     loaded = load_model(
         choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
     )
-    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer)
+    recorder = recorder_of(choice, loaded.model.device)
+    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer, recorder=recorder)
     return Bench(
-        request=request,
+        request=plan.request,
         loaded=loaded,
         target=target,
-        questions=QuestionSet(questions.name, questions.sha256, chosen),
-        methods={name: method_class(name).load(target, given) for name, given in options.items()},
-        sampling=sampling,
+        questions=plan.questions,
+        methods={
+            name: method_class(name).load(target, given) for name, given in plan.options.items()
+        },
+        sampling=plan.sampling,
     )
+
+
+def check_backend(choice: ModelChoice) -> None:
+    """Refuse, before anything is loaded, a backend that the chosen device does not have.
+
+    Raises:
+        UsageError: that, or an unknown backend.
+    """
+    recorder = look_up("backend", choice.backend, _RECORDERS)
+    device = main_device(choice.device or default_device())
+    if recorder is not None and device == "cpu":
+        raise UsageError(
+            f"the {choice.backend} backend needs a CUDA device, not {device}; use --backend eager"
+        )
+
+
+def recorder_of(choice: ModelChoice, device: torch.device) -> Recorder | None:
+    """What the chosen backend captures the passes of a model on ``device`` with, None: nothing."""
+    recorder = look_up("backend", choice.backend, _RECORDERS)
+    return None if recorder is None else recorder(device)
 
 
 def sampling_of(settings: Settings) -> Sampling | None:
@@ -115,6 +172,7 @@ def manifest(bench: Bench, *, name: str, command: str) -> Manifest:
         "dtype": bench.loaded.dtype,
         "device": bench.loaded.device,
         "backend": bench.request.model.backend,
+        "template": bench.request.model.template,
         "threads": torch.get_num_threads(),
         "model_revision": bench.loaded.revision,
         "tasks": list(choice.tasks),

@@ -6,16 +6,18 @@ questions, files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from specbench_kangaroo.accept import Acceptance, accept_greedy, accept_sampling, accept_typical
 from specbench_kangaroo.cache import KVCache
-from specbench_kangaroo.clock import Clock
+from specbench_kangaroo.clock import Clock, in_order
 from specbench_kangaroo.method import Draft, Method, Session, Verdict
-from specbench_kangaroo.records import StepRecord
+from specbench_kangaroo.records import ExitReason, StepRecord
 from specbench_kangaroo.sampling import Sampler
 from specbench_kangaroo.target import Target, TargetOutput
 
@@ -82,23 +84,39 @@ def decode(
 
     Raises:
         PromptTooLongError: the prompt does not fit into the target's context.
+        ClockError: the clock went back.
+        Exception: whatever the method or the target raises; a note says how far the answer was.
     """
     allowed = _allowed_tokens(target, prompt, limits)
-    clock.stamp()
-    tokens = torch.tensor(prompt, device=target.device)
-    cache = target.new_cache(len(prompt) + allowed + method.max_rows)
-    prefill = target.prefill(tokens, cache, taps=method.taps)
-    session = Session(cache, method.max_rows, sampler, limits.eos)
-    output_ids = [_next_token(prefill, sampler)]
-    method.begin(session, tokens, prefill)
-    clock.stamp()
+    output_ids: list[int] = []
     steps: list[_Step] = []
-    while len(output_ids) < allowed and output_ids[-1] not in limits.eos:
-        step = _step(target, method, session, output_ids[-1], allowed - len(output_ids), clock)
-        steps.append(step)
-        output_ids += step.emitted
     clock.stamp()
-    return _decoded(output_ids, steps, clock.read())
+    with _noted(len(prompt), output_ids), ExitStack() as held:
+        tokens = torch.tensor(prompt, device=target.device)
+        target.start()
+        cache = target.new_cache(len(prompt) + allowed + method.max_rows)
+        held.callback(cache.release)  # the method keeps its session until it begins the next
+        session = Session(cache, method.max_rows, sampler, limits.eos)
+        prefill = target.prefill(tokens, cache, taps=method.taps)
+        output_ids.append(_next_token(prefill, sampler))
+        method.begin(session, tokens, prefill)
+        clock.stamp()
+        while len(output_ids) < allowed and output_ids[-1] not in limits.eos:
+            step = _step(target, method, session, output_ids[-1], allowed - len(output_ids), clock)
+            steps.append(step)
+            output_ids += step.emitted
+        clock.stamp()
+    return _decoded(output_ids, steps, in_order(clock.read()))
+
+
+@contextmanager
+def _noted(prompt_tokens: int, output_ids: Sequence[int]) -> Iterator[None]:
+    """Adds to whatever is raised how far the answer was, for a person who reads of it later."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"after {len(output_ids)} new tokens on a prompt of {prompt_tokens}")
+        raise
 
 
 def _allowed_tokens(target: Target, prompt: Sequence[int], limits: Limits) -> int:
@@ -144,7 +162,7 @@ def verify(target: Target, draft: Draft, cache: KVCache) -> TargetOutput:
         first_layer, hidden = 0, target.embed(draft.tree.tokens)
     else:
         first_layer, hidden = draft.resume.layer, draft.resume.hidden
-    return target.output(target.layers(hidden, first_layer, target.n_layers, rows, cache))
+    return target.predict(hidden, first_layer, target.n_layers, rows, cache)
 
 
 def accept(draft: Draft, output: TargetOutput, sampler: Sampler | None) -> Acceptance:
@@ -182,8 +200,8 @@ def _decoded(
                 accepted=step.accepted,
                 emitted=len(step.emitted),
                 rows=len(step.draft.tree.parents),
-                exit_reason=step.draft.exit_reason,
-                confidence=step.draft.confidence,
+                exit_reason=ExitReason(step.draft.exit_reason),
+                confidence=_finite(step.draft.confidence),
                 verify_share=step.verify_share,
                 draft_ms=drafted - before,
                 verify_ms=verified - drafted,
@@ -191,3 +209,11 @@ def _decoded(
             )
         )
     return Decoded(tuple(output_ids), tuple(records), first_token - begin, end - begin)
+
+
+def _finite(confidence: Sequence[float]) -> tuple[float, ...]:
+    """Plain numbers, whatever the method gave; a NaN would go into every figure made of them."""
+    found = tuple(float(share) for share in confidence)
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"the draft's confidence is {found}: a method must give finite numbers")
+    return found

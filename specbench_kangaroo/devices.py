@@ -20,6 +20,7 @@ from specbench_kangaroo.errors import UsageError, look_up
 from specbench_kangaroo.loading.folders import cache_folder, remember
 
 __all__ = [
+    "AUTO",
     "DTYPES",
     "available_devices",
     "check_device",
@@ -27,12 +28,14 @@ __all__ = [
     "default_device",
     "default_dtype",
     "environment",
+    "main_device",
     "peak_rss_mb",
     "probe_dtype",
     "rss_mb",
     "working_dtypes",
 ]
 
+AUTO = "auto"  # a model larger than one device: as many as it needs
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROBE_TIMEOUT_S = 180  # the first use of a GPU can take a minute
 # The shapes of decoding: one row, a few rows, a prompt, a vector, and attention's batched product.
@@ -112,13 +115,18 @@ def available_devices() -> tuple[str, ...]:
 
 
 def check_device(device: str) -> str:
-    """``device`` if this machine has it.
+    """``device`` if this machine has it, or ``auto``.
 
     Raises:
         UsageError: it has not; lists those that it has.
     """
-    look_up("device", device, dict.fromkeys(available_devices()))
+    look_up("device", device, dict.fromkeys((*available_devices(), AUTO)))
     return device
+
+
+def main_device(device: str) -> str:
+    """Where a model on ``device`` begins: with ``auto`` it is the default device."""
+    return default_device() if device == AUTO else device
 
 
 def peak_rss_mb() -> float:

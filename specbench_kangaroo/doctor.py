@@ -35,6 +35,7 @@ def diagnose() -> list[Finding]:
     return [
         _versions(found),
         _processor(found),
+        Finding("nvml", True, str(found["nvml"])),
         *(_dtypes(device) for device in devices.available_devices()),
         _cache(),
         *(_model(spec) for spec in MODELS.values()),

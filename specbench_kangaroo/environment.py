@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from specbench_kangaroo import telemetry
 
 _PACKAGES = ("torch", "transformers", "numpy")
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "nvml": telemetry.status(),
         "git_commit": git_commit(),
     }
 
@@ -85,42 +87,24 @@ def _gpu(index: int) -> dict[str, Any]:
 
     properties = torch.cuda.get_device_properties(index)
     known = {"name": properties.name, "memory_mb": round(properties.total_memory / 2**20)}
-    # By UUID: CUDA_VISIBLE_DEVICES renumbers torch's devices and not NVML's.
-    return known | nvml_state(f"GPU-{getattr(properties, 'uuid', '')}")
+    return known | nvml_state(telemetry.uuid_of(torch.device("cuda", index)))
 
 
 def nvml_state(uuid: str) -> dict[str, Any]:
-    """Driver, clocks (MHz), power (W), temperature (°C) and throttle reasons (bit mask) of a GPU.
+    """Driver, clocks (MHz), power (W), temperature (°C) and throttle reasons of a GPU.
 
-    Empty without nvidia-ml-py; a reading that the device does not support is None.
+    Empty where NVML cannot be asked; a reading that the device does not support is None.
     """
     try:
-        import pynvml  # noqa: PLC0415
-    except ImportError:
+        nvml = telemetry.open_nvml(uuid)
+    except telemetry.NvmlMissingError:  # the environment's "nvml" says why
         return {}
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    except pynvml.NVMLError as error:
-        return {"nvml_error": str(error)}
-    readings: Mapping[str, Callable[[], Any]] = {
-        "driver": pynvml.nvmlSystemGetDriverVersion,
-        "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(
-            handle, pynvml.NVML_TEMPERATURE_GPU
-        ),
-        "throttle_reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+    state = nvml.state()
+    return {
+        "driver": nvml.driver,
+        "sm_clock_mhz": state.sm_mhz,
+        "memory_clock_mhz": state.mem_mhz,
+        "power_w": state.power_w,
+        "temperature_c": state.temperature_c,
+        "throttle_reasons": state.throttle if state.throttle is None else list(state.throttle),
     }
-    try:
-        return {name: _reading(read, pynvml.NVMLError) for name, read in readings.items()}
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _reading(read: Callable[[], Any], not_supported: type[Exception]) -> Any:
-    try:
-        return read()
-    except not_supported:
-        return None

@@ -17,6 +17,18 @@ class UsageError(Exception):
     """Unusable input.  The message is one line that says what is wrong and how to mend it."""
 
 
+class StorageError(UsageError):
+    """A run folder cannot be written any more; what it holds is whole, and the run can go on later.
+
+    Attributes:
+        problem: what is wrong and how to mend it, without how to go on.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}, then go on with --resume")
+        self.problem = problem
+
+
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     """``table[name]``, or a :class:`UsageError` such as "unknown task 'maths'; did you mean …"."""
     if name in table:

@@ -12,12 +12,16 @@ from specbench_kangaroo.bench import Bench
 from specbench_kangaroo.clock import clock_for
 from specbench_kangaroo.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.devices import peak_rss_mb
-from specbench_kangaroo.loading.models import chat_prompt
+from specbench_kangaroo.loading.templates import chat_prompt
+from specbench_kangaroo.memory import is_out_of_memory, reclaim
 from specbench_kangaroo.records import BASELINE, Generation, GenerationKey, Status, StepRecord
 from specbench_kangaroo.sampling import Sampler, SeededChance
 from specbench_kangaroo.schedule import Round, chance_seed
+from specbench_kangaroo.telemetry import Gauge, Usage
 
 Answers = Mapping[GenerationKey, Generation]
+
+_ATTEMPTS = 5
 
 
 class NoAnswerError(Exception):
@@ -40,7 +44,11 @@ def prompt_of(bench: Bench, item: Round, answers: Answers) -> list[int]:
         if answer.status is not Status.OK:
             raise NoAnswerError(f"{BASELINE} failed on turn {turn}, which this turn continues")
         history += [turns[turn], answer.text]
-    return chat_prompt(bench.loaded.tokenizer, [*history, turns[item.turn]])
+    return chat_prompt(
+        bench.loaded.tokenizer,
+        [*history, turns[item.turn]],
+        template=bench.request.model.template,
+    )
 
 
 def generate(
@@ -57,12 +65,42 @@ def generate(
     prompt: list[int] = []
     try:
         prompt = prompt_of(bench, item, answers)
-        decoded = _decode(bench, item, method, prompt, at_most)
+        decoded, used = _measured(bench, item, method, prompt, at_most)
     except PromptTooLongError as error:
         return _failed(item, method, prompt, Status.PROMPT_TOO_LONG, error), ()
     except Exception as error:
-        return _failed(item, method, prompt, Status.ERROR, error), ()
-    return _answered(bench, item, method, prompt, decoded), decoded.steps
+        failed, out_of_memory = _failed(item, method, prompt, Status.ERROR, error), False
+        if is_out_of_memory(error):
+            failed, out_of_memory = replace(failed, error=_memory_text(error)), True
+    else:
+        return _answered(bench, item, method, prompt, decoded, used), decoded.steps
+    if out_of_memory:
+        reclaim()  # here, where the error and what it held are gone
+    return failed, ()
+
+
+def _measured(
+    bench: Bench, item: Round, method: str, prompt: Sequence[int], at_most: int | None
+) -> tuple[Decoded, Usage]:
+    """Decode; again if the backend captured a graph, which takes as long as hundreds of steps.
+
+    The same answer needs the same graphs, so that the second attempt has them.  It is dropped as
+    well: a capture empties torch's store of device memory, which has to be filled again.
+
+    Raises:
+        RuntimeError: every attempt captured another graph.
+    """
+    warm = True
+    for _ in range(_ATTEMPTS):
+        captures = bench.target.captures
+        gauge = Gauge(bench.target.device)  # before the first stamp
+        decoded = _decode(bench, item, method, prompt, at_most)
+        used = gauge.read()  # after the read-out
+        replayed = bench.target.captures == captures
+        if replayed and warm:
+            return decoded, used
+        warm = replayed
+    raise RuntimeError(f"graphs were captured in {_ATTEMPTS} attempts, which spoils the times")
 
 
 def _decode(
@@ -87,7 +125,7 @@ def _decode(
 
 
 def _answered(
-    bench: Bench, item: Round, method: str, prompt: Sequence[int], decoded: Decoded
+    bench: Bench, item: Round, method: str, prompt: Sequence[int], decoded: Decoded, used: Usage
 ) -> Generation:
     ids = list(decoded.output_ids)
     return replace(
@@ -98,14 +136,23 @@ def _answered(
         target_passes=decoded.target_passes,
         ttft_ms=decoded.ttft_ms,
         total_ms=decoded.total_ms,
+        energy_j=used.energy_j,
+        peak_device_mb=used.peak_device_mb,
     )
 
 
 def _failed(
     item: Round, method: str, prompt: Sequence[int], status: Status, error: Exception
 ) -> Generation:
-    text = f"{type(error).__name__}: {error}"
+    # A path in it may hold bytes that are no text, which no file of records can.
+    text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
     return replace(_blank(item, method, prompt), status=status, error=text)
+
+
+def _memory_text(error: Exception) -> str:
+    where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+    advice = "fewer --max-new-tokens, fewer methods or a smaller --dtype take less"
+    return f"{type(error).__name__}{where} ({advice}): {error}".rstrip(": ")
 
 
 def _blank(item: Round, method: str, prompt: Sequence[int]) -> Generation:

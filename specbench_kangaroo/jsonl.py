@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.records import ExitReason, Lossless, Status
+from specbench_kangaroo.record_types import from_plain
 
 R = TypeVar("R")
 
-_FROM_JSON = {
-    "status": Status,
-    "verdict": Lossless,
-    "exit_reason": ExitReason,
-    "output_ids": tuple,
-    "confidence": tuple,
-}
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -47,67 +41,97 @@ def as_line(value: Any) -> bytes:
     return json.dumps(plain(value), ensure_ascii=True).encode("ascii") + b"\n"
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The object of each line; a last line that a kill has torn is left out.
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around whatever reads a file that a person may have changed.
 
     Raises:
-        UsageError: a malformed line with others after it, which no kill can leave behind.
+        UsageError: the file cannot be read.
     """
-    torn: UsageError | None = None
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if torn is not None:
-                raise torn
-            value = _parsed(line)
-            if value is None:
-                torn = UsageError(f"{path}:{number}: not a JSON object; remove or mend that line")
-            else:
-                yield value
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; restore the file") from error
+
+
+def parsed(content: bytes) -> Any:
+    """The JSON value of some bytes, with or without a byte-order mark.
+
+    Raises:
+        ValueError: they are no JSON.
+    """
+    try:
+        return json.loads(content)
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None
+    except RecursionError:  # brackets without an end
+        raise ValueError("it is nested too deeply") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the object of each line; blank lines and a torn last one are left out.
+
+    A kill tears a line anywhere before its end: what cannot be read and has an end was changed by
+    somebody.
+
+    Raises:
+        UsageError: such a line, or the file cannot be read.
+    """
+    with reading(path), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            value = _object(line)
+            if value is not None:
+                yield number, value
+            elif line.endswith(b"\n"):
+                raise UsageError(f"{path}:{number}: not a JSON object; remove or mend that line")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The object of each line; see :func:`numbered_lines`."""
+    for _, value in numbered_lines(path):
+        yield value
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = parsed(line)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
-    """Every line of ``path`` as a ``kind``.
+    """Every line of ``path`` as a ``kind``; see :func:`numbered_records`."""
+    return [record for _, record in numbered_records(path, kind)]
+
+
+def numbered_records(path: Path, kind: type[R]) -> Iterator[tuple[int, R]]:
+    """The number of each line, and the line as a ``kind``.
 
     Raises:
         UsageError: a line is malformed or holds something else; it names the file and the line.
     """
-    records = []
-    for number, row in enumerate(read_lines(path), 1):
+    for number, row in numbered_lines(path):
         try:
-            records.append(from_plain(kind, row))
-        except (TypeError, ValueError) as error:
+            record = from_plain(kind, row)
+        except ValueError as error:
             message = f"{path}:{number}: not a {kind.__name__} ({error}); remove or mend that line"
             raise UsageError(message) from error
-    return records
-
-
-def from_plain(kind: type[R], row: Mapping[str, Any]) -> R:
-    """The record that :func:`plain` turned into ``row``."""
-    given = {
-        name: _FROM_JSON[name](value) if name in _FROM_JSON else value
-        for name, value in row.items()
-    }
-    return kind(**given)
+        yield number, record
 
 
 def drop_torn_line(path: Path) -> None:
     """Cuts a torn last line off ``path``, so that the next append starts a line of its own."""
     content = path.read_bytes()
-    start = content.rstrip(b"\n").rfind(b"\n") + 1
+    start = content.rfind(b"\n") + 1
     last = content[start:]
-    whole = _parsed(last) is not None
-    if not last or (whole and last.endswith(b"\n")):
+    if not last:
         return
-    with path.open("r+b") as file:
-        file.truncate(start)
-        if whole:  # only its newline is missing
-            file.seek(start)
-            file.write(last + b"\n")
+    with path.open("rb+") as file:
+        if _object(last) is None:
+            file.truncate(start)
+        else:  # only its newline is missing
+            file.seek(0, 2)
+            file.write(b"\n")

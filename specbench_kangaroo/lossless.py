@@ -6,6 +6,8 @@ Does not know: models, tensors, or files.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 
 from specbench_kangaroo.records import GenerationKey, Judgement, Lossless
@@ -47,6 +49,8 @@ def judge(
     gap = gap_at(position)
     near = gap is not None and gap < tolerance
     verdict = Lossless.NEAR_TIE if near else Lossless.VIOLATION
+    if gap is not None and not math.isfinite(gap):
+        gap = sys.float_info.max  # a broken model's; no file of records holds a NaN
     return _judgement(key, verdict, position, gap)
 
 

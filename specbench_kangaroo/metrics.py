@@ -80,6 +80,8 @@ METRICS: dict[str, Metric] = {
     ),
     "draft_share": Metric(Ratio(("draft_ms",), ("total_ms",)), For.DRAFTING),
     "verify_share_of_time": Metric(Ratio(("verify_ms",), ("total_ms",)), For.ALL),
+    # Of the whole device, prefill included; absent where no answer's energy was measured.
+    "joules_per_token": Metric(Ratio(("energy_j",), ("energy_tokens",)), For.ALL),
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from specbench_kangaroo.errors import UsageError, look_up
 from specbench_kangaroo.loading.folders import cache_folder
+from specbench_kangaroo.record_types import is_text
 
 MT_BENCH = (
     "writing",
@@ -43,6 +44,9 @@ SOURCES: Mapping[str, str] = {
     "builtin": "the small set that comes with this package",
     "spec-bench": "Spec-Bench's 480 questions, downloaded once and pinned by SHA-256",
 }
+
+
+_LARGEST_ID = 2**63 - 1  # what a column of a run's steps can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +171,11 @@ def _parse(data: bytes, *, name: str, label: str) -> QuestionSet:
 def _question(line: bytes) -> Question:
     try:
         record = json.loads(line)
+        reference = _frozen(record.get("reference")) if isinstance(record, dict) else None
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
+    except RecursionError:
+        raise ValueError("not JSON that can be read: it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     category = _field(record, "category", str)
@@ -176,15 +183,22 @@ def _question(line: bytes) -> Question:
     turns = _field(record, "turns", list)
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise ValueError("'turns' must be a list of at least one text, none of them empty")
-    reference = _frozen(record.get("reference"))
+    if not all(map(is_text, turns)):
+        raise ValueError(
+            "'turns' holds half of a surrogate pair (\\ud800 to \\udfff): mend that text"
+        )
     if reference is not None and not isinstance(reference, tuple):
         reference = (reference,)
-    return Question(_field(record, "question_id", int), category, tuple(turns), reference)
+    number = _field(record, "question_id", int)
+    if not -_LARGEST_ID <= number <= _LARGEST_ID:
+        raise ValueError("'question_id' has more than 64 bits; give a smaller number")
+    return Question(number, category, tuple(turns), reference)
 
 
 def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:
     if key not in record:
-        raise ValueError(f"no field {key!r}; there are: {', '.join(record) or 'none'}")
+        there_are = ", ".join(name if name.isprintable() else repr(name) for name in record)
+        raise ValueError(f"no field {key!r}; there are: {there_are or 'none'}")
     # Not isinstance: a JSON true is an int to it.
     if type(record[key]) is not kind:
         found = type(record[key]).__name__

@@ -4,12 +4,13 @@ Knows: plain data.  Does not know: torch, files, metrics, or any method.
 
 Schema history
     1 (2026-11): first version.
-    2 (2026-11): a generation says which worker made it, its energy and its peak of device memory.
+    2 (2026-11): a generation says which worker made it, its energy and its peak of device memory;
+        where the device can be asked, device.jsonl has its state at the edges of blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -128,6 +129,26 @@ class Judgement:
     def key(self) -> GenerationKey:
         """Which generation this is about."""
         return GenerationKey(self.method, self.question_id, self.turn, self.repeat)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEdge:
+    """The device before or after a prompt that all methods answer: a line of ``device.jsonl``.
+
+    None is what the device does not tell.
+    """
+
+    time: str  # ISO 8601, UTC
+    question_id: int
+    turn: int
+    repeat: int
+    edge: str  # before | after
+    power_w: float | None
+    sm_mhz: int | None
+    mem_mhz: int | None
+    temperature_c: int | None
+    throttle: Sequence[str] | None  # why its clocks are held down, by name
+    worker: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ another package adds one by an entry point of the group ``specbench_kangaroo.met
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, cast
 
 from specbench_kangaroo.errors import UsageError, look_up
@@ -30,6 +30,13 @@ _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 def method_names() -> list[str]:
     """Every method there is, without importing one: opening a list costs no torch."""
     return sorted(_loaders())
+
+
+def built_in_files() -> dict[str, Path]:
+    """The module of every method that comes with the harness, without importing one."""
+    package = importlib.import_module(_BUILT_IN)
+    paths = [path for folder in package.__path__ for path in Path(folder).glob("[!_]*.py")]
+    return {path.stem: path for path in sorted(paths)}
 
 
 def method_class(name: str) -> type[Method]:
@@ -58,13 +65,11 @@ def parse_options(name: str, given: Mapping[str, str]) -> MethodOptions:
 
 
 def _loaders() -> dict[str, Callable[[], type[Method]]]:
-    package = importlib.import_module(_BUILT_IN)
     loaders: dict[str, Callable[[], type[Method]]] = {}
     for point in entry_points(group=ENTRY_POINTS):
         loaders[point.name] = point.load
-    for module in pkgutil.iter_modules(package.__path__):
-        if not module.ispkg:  # built-in names come last: no package may replace the baseline
-            loaders[module.name] = _built_in(module.name)
+    for name in built_in_files():  # they come last: no package may replace the baseline
+        loaders[name] = _built_in(name)
     return loaders
 
 

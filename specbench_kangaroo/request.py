@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+DEFAULT_TEMPLATE = "tokenizer"  # how prompts are written; loading/templates.py has them all
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -18,17 +20,19 @@ class Settings:
     seed: int = 0
     repeats: int = 1
     warmup: int = 1  # prompts that every method answers before anything is measured
+    workers: int = 1  # each answers its questions with all methods, on a device of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """Which target, and how it computes; None leaves the choice to the device."""
+    """Which target, how it is asked and how it computes; None leaves the choice to the device."""
 
     name: str
     revision: str | None = None
     dtype: str | None = None
     device: str | None = None
     backend: str = "eager"
+    template: str = DEFAULT_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

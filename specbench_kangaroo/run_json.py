@@ -6,14 +6,18 @@ Knows: :class:`Manifest` and its file.  Does not know: generations, steps, or me
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.jsonl import plain
+from specbench_kangaroo.jsonl import parsed, plain, reading
+from specbench_kangaroo.record_types import from_plain, shown
 from specbench_kangaroo.records import SCHEMA_VERSION, Manifest, MethodRecord
+from specbench_kangaroo.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.whole_writes import write_whole
 
 MANIFEST = "run.json"
 
@@ -21,6 +25,19 @@ MANIFEST = "run.json"
 # out: a run may go on after a restart of the machine.
 _IDENTITY = ("model", "questions", "hashes", "baseline", "methods", "settings")
 _ABSENT = "absent"
+_DEVICE = re.compile(r"\w+(:\d{1,4})?")
+# What figures and comparisons read of the parts that have no fixed fields.
+_READ: Sequence[tuple[str, str, tuple[type, ...]]] = (
+    ("settings", "temperature", (int, float)),
+    ("settings", "max_new_tokens", (int,)),
+    ("settings", "dtype", (str,)),
+    ("settings", "device", (str,)),
+    ("environment", "cpu", (str,)),
+    ("environment", "gpus", (list,)),
+)
+
+SETTINGS_BEFORE: Mapping[str, Any] = {"template": DEFAULT_TEMPLATE, "workers": 1}
+"""Settings that older versions did not record, with the value that those had for all runs."""
 
 
 class Difference(NamedTuple):
@@ -32,10 +49,12 @@ class Difference(NamedTuple):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes ``run.json`` whole or not at all."""
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(plain(manifest), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
+    """Writes ``run.json`` whole or not at all.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    write_whole(folder / MANIFEST, json.dumps(plain(manifest), indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -50,29 +69,53 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} holds no run: {path} is missing; give a folder of specbench run"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = int(content["schema_version"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path}: not a manifest ({error!r}); restore the file") from error
+        with reading(path):
+            content = parsed(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found {shown(content)}")
+        version = content.get("schema_version")
+        if type(version) is not int or version < 1:
+            raise ValueError(f"schema_version is {shown(version)}")
+    except ValueError as error:
+        raise UsageError(f"{path}: not a manifest ({error}); restore the file") from error
     if version > SCHEMA_VERSION:
         raise UsageError(
             f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest that "
             "this version reads; upgrade specbench-kangaroo"
         )
-    return _manifest(path, content)
-
-
-def _manifest(path: Path, content: dict[str, Any]) -> Manifest:
     try:
-        methods = {name: MethodRecord(**record) for name, record in content["methods"].items()}
-        return Manifest(**{**content, "methods": methods})
-    except (TypeError, KeyError, AttributeError) as error:
+        return _manifest(content)
+    except ValueError as error:
         raise UsageError(f"{path}: not a manifest ({error}); restore the file") from error
+
+
+def _manifest(content: dict[str, Any]) -> Manifest:
+    manifest = from_plain(Manifest, content)
+    methods: dict[str, MethodRecord] = {}
+    for name, record in manifest.methods.items():
+        if not isinstance(record, dict):
+            raise ValueError(f"methods.{name} must be an object, not {shown(record)}")
+        methods[name] = from_plain(MethodRecord, record)
+    _check_free_parts(manifest)
+    return replace(manifest, methods=methods)
+
+
+def _check_free_parts(manifest: Manifest) -> None:
+    for of, what, kinds in _READ:
+        value = getattr(manifest, of).get(what)
+        if value is not None and type(value) not in kinds:
+            raise ValueError(f"{of}.{what} is {shown(value)}")
+    device = manifest.settings.get("device")
+    if device is not None and not _DEVICE.fullmatch(device):
+        raise ValueError(f"settings.device is {shown(device)}")
+    for gpu in manifest.environment.get("gpus") or ():
+        if not isinstance(gpu, dict) or not isinstance(gpu.get("name"), str):
+            raise ValueError("environment.gpus must be a list of objects with a name")
 
 
 def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
     """Raises :class:`UsageError` that names the first field in which ``given`` is another run."""
-    found = _first_difference("", _identity(stored), _identity(given))
+    found = first_difference(stored, given)
     if found is not None:
         raise UsageError(
             f"cannot resume {folder}: {found.field} is {found.stored!r} there and "
@@ -80,8 +123,14 @@ def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
         )
 
 
+def first_difference(stored: Manifest, given: Manifest) -> Difference | None:
+    """The first field in which two manifests are of different runs; None if they are of one."""
+    return _first_difference("", _identity(stored), _identity(given))
+
+
 def _identity(manifest: Manifest) -> dict[str, Any]:
     content = plain(manifest)
+    content["settings"] = {**SETTINGS_BEFORE, **content["settings"]}
     for record in content["methods"].values():
         del record["weights_record"]  # provenance: the hash of the weights says it all
     # Through JSON, so that a value compares equal with what a file has made of it.

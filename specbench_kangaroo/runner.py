@@ -1,25 +1,31 @@
-"""Questions × turns × repeats × methods → a run folder: warm-up, generations, verdicts.
+"""Questions × turns × repeats × methods → answers and verdicts, with this process's own model.
 
-Knows: the order of a run, how a generation is made, the store.  Does not know: any method but the
-baseline, where a request came from, or how progress is shown.
+Knows: how a prompt is answered and judged, the order of a run in one process.  Does not know: any
+method but the baseline, where a request came from, or how progress is shown.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 
-from specbench_kangaroo.bench import Bench
+from specbench_kangaroo.bench import Bench, manifest
+from specbench_kangaroo.device_log import AFTER, BEFORE, DeviceLog
 from specbench_kangaroo.generation import Answers, generate, prompt_of
+from specbench_kangaroo.interruption import Interruption
+from specbench_kangaroo.ledger import Ledger, missing, open_rounds, unjudged
 from specbench_kangaroo.lossless import TOLERANCE, judge
 from specbench_kangaroo.pauses import collected_by_hand
-from specbench_kangaroo.records import BASELINE, Generation, Status
-from specbench_kangaroo.schedule import Round, rounds
+from specbench_kangaroo.records import BASELINE, Generation, Manifest
+from specbench_kangaroo.schedule import Round, conversations, rounds
 from specbench_kangaroo.store import RunWriter
 from specbench_kangaroo.target import Target
+from specbench_kangaroo.telemetry import nvml_of
 
 # Enough steps for every method to have verified drafts of the lengths that it is likely to use.
 WARMUP_TOKENS = 32
@@ -27,35 +33,114 @@ WARMUP_TOKENS = 32
 OnFinished = Callable[[Generation], None]
 """Called after each generation and never within one, so that showing progress costs no method."""
 
+NoteDevice = Callable[[Round, str], None]
+"""Called at the edges of a round, to note the state of the device."""
 
-def execute(bench: Bench, writer: RunWriter, *, on_finished: OnFinished) -> None:
+
+class Runner(Protocol):
+    """What makes a run's generations: this process, or workers that it directs."""
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """Every prompt of the run, in order."""
+        ...
+
+    def manifest(self, *, name: str, command: str) -> Manifest:
+        """``run.json`` of a run that starts now."""
+        ...
+
+    def execute(
+        self, writer: RunWriter, *, on_finished: OnFinished, interruption: Interruption
+    ) -> None:
+        """Make every generation and verdict that the run folder does not have yet."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneProcess:
+    """The :class:`Runner` that answers with the model of its own process."""
+
+    bench: Bench
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """See :class:`Runner`."""
+        return bench_rounds(self.bench)
+
+    def manifest(self, *, name: str, command: str) -> Manifest:
+        """See :class:`Runner`."""
+        return manifest(self.bench, name=name, command=command)
+
+    def execute(
+        self, writer: RunWriter, *, on_finished: OnFinished, interruption: Interruption
+    ) -> None:
+        """See :class:`Runner`."""
+        execute(self.bench, writer, on_finished=on_finished, interruption=interruption)
+
+
+def execute(
+    bench: Bench,
+    writer: RunWriter,
+    *,
+    on_finished: OnFinished,
+    interruption: Interruption | None = None,
+) -> None:
     """Make every generation and verdict that the run folder does not have yet.
 
-    What fails in one generation is recorded there and the run goes on.  A KeyboardInterrupt passes
-    through; the generation that it broke off is made anew when the run is resumed.
+    What fails in one generation is recorded there and the run goes on.
+
+    Raises:
+        KeyboardInterrupt: ``interruption`` asked for it between two questions, or it came from
+            within a generation, which is then made anew when the run is resumed.
     """
-    todo = [item for item in bench_rounds(bench) if _is_open(bench, item, writer)]
+    stop = interruption or Interruption()
+    todo = open_rounds(bench_rounds(bench), writer, greedy=bench.sampling is None)
+    device = DeviceLog(writer.folder, nvml_of(bench.target.device))
     with collected_by_hand():
-        if any(_missing(item, writer) for item in todo):
-            _warm_up(bench)
-        for item in todo:
-            gc.collect()
-            for method in _missing(item, writer):
-                generation, steps = generate(bench, item, method, writer.finished)
-                writer.append(generation, steps)
-                on_finished(generation)
-            _judge(bench, item, writer)
+        if any(missing(item, writer) for item in todo):
+            warm_up(bench)
+        for turns in conversations(todo):
+            stop.stop_if_asked()
+            stop.under_way = f"question {turns[0].question.question_id}"
+            for item in turns:
+                answer_round(bench, item, writer, note=device.note, on_finished=on_finished)
+        stop.under_way = ""
+
+
+def answer_round(
+    bench: Bench, item: Round, ledger: Ledger, *, note: NoteDevice, on_finished: OnFinished
+) -> None:
+    """Let all methods answer a prompt, one after the other, and judge their answers."""
+    gc.collect()
+    methods = missing(item, ledger)
+    if methods:  # else the round has only its verdicts left
+        note(item, BEFORE)
+    for method in methods:
+        generation, steps = generate(bench, item, method, ledger.finished)
+        ledger.append(generation, steps)
+        on_finished(generation)
+    if methods:
+        note(item, AFTER)
+    _judge(bench, item, ledger)
+
+
+def warm_up(bench: Bench) -> None:
+    """Let every method answer the longest prompts, unrecorded: kernels, caches and pages are warm.
+
+    The longest, so that memory has seen its peak before anything is measured.  A failure is dropped
+    with the rest of the answer; the same prompt's own turn records it.
+    """
+    first = [item for item in bench_rounds(bench) if item.turn == 0]
+    first.sort(key=lambda item: len(item.question.turns[0]), reverse=True)
+    for number in range(bench.settings.warmup):
+        for method in bench.methods:
+            generate(bench, first[number % len(first)], method, {}, at_most=WARMUP_TOKENS)
 
 
 def bench_rounds(bench: Bench) -> list[Round]:
     """Every prompt of the run, in order."""
     questions = bench.questions.questions
     return list(rounds(questions, tuple(bench.methods), repeats=bench.settings.repeats))
-
-
-def generation_count(bench: Bench) -> int:
-    """How many generations the finished run folder has."""
-    return len(bench_rounds(bench)) * len(bench.methods)
 
 
 @torch.inference_mode()
@@ -69,49 +154,20 @@ def gap_to_best(target: Target, tokens: Sequence[int], chosen: Sequence[int]) ->
     return float(logits.max() - logits[list(chosen)].min())
 
 
-def _warm_up(bench: Bench) -> None:
-    """Let every method answer the longest prompts, unrecorded: kernels, caches and pages are warm.
-
-    The longest, so that memory has seen its peak before anything is measured.  A failure is dropped
-    with the rest of the answer; the same prompt's own turn records it.
-    """
-    first = [item for item in bench_rounds(bench) if item.turn == 0]
-    first.sort(key=lambda item: len(item.question.turns[0]), reverse=True)
-    for number in range(bench.settings.warmup):
-        for method in bench.methods:
-            generate(bench, first[number % len(first)], method, {}, at_most=WARMUP_TOKENS)
-
-
-def _is_open(bench: Bench, item: Round, writer: RunWriter) -> bool:
-    return bool(_missing(item, writer) or _unjudged(bench, item, writer))
-
-
-def _missing(item: Round, writer: RunWriter) -> list[str]:
-    return [method for method in item.order if item.key(method) not in writer.finished]
-
-
-def _unjudged(bench: Bench, item: Round, writer: RunWriter) -> list[Generation]:
-    """Finished answers that can be set against the baseline's and have not been yet."""
-    reference = writer.finished.get(item.key(BASELINE))
-    if bench.sampling is not None or reference is None or reference.status is not Status.OK:
-        return []
-    keys = [item.key(method) for method in item.order if method != BASELINE]
-    answers = [writer.finished[key] for key in keys if key in writer.finished]
-    return [a for a in answers if a.status is Status.OK and a.key not in writer.judged]
-
-
-def _judge(bench: Bench, item: Round, writer: RunWriter) -> None:
+def _judge(bench: Bench, item: Round, ledger: Ledger) -> None:
     """Verdicts of a prompt that all methods have answered; costs a pass only where texts differ."""
-    reference = writer.finished[item.key(BASELINE)]
-    for answer in _unjudged(bench, item, writer):
+    if bench.sampling is not None:
+        return
+    reference = ledger.finished[item.key(BASELINE)]
+    for answer in unjudged(item, ledger):
         verdict = judge(
             answer.key,
             reference.output_ids,
             answer.output_ids,
-            gap_at=partial(_gap_at, bench, item, writer.finished, (reference, answer)),
+            gap_at=partial(_gap_at, bench, item, ledger.finished, (reference, answer)),
             tolerance=TOLERANCE[bench.loaded.dtype],
         )
-        writer.judge(verdict)
+        ledger.judge(verdict)
 
 
 def _gap_at(

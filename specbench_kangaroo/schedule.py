@@ -9,8 +9,9 @@ machine whose speed drifts hits them all alike.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from specbench_kangaroo.questions import Question
 from specbench_kangaroo.records import GenerationKey
@@ -44,6 +45,12 @@ def rounds(
             order = rotated(methods, index + repeat)
             for turn in range(len(question.turns)):
                 yield Round(question, turn, repeat, order)
+
+
+def conversations(given: Iterable[Round]) -> list[tuple[Round, ...]]:
+    """Rounds by question and repeat, in order: turns that continue each other stay together."""
+    same = groupby(given, key=lambda item: (item.question.question_id, item.repeat))
+    return [tuple(turns) for _, turns in same]
 
 
 def rotated(methods: Sequence[str], places: int) -> tuple[str, ...]:

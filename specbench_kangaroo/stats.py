@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from specbench_kangaroo.bootstrap import Figure, Floats, Ratio, figures
+from specbench_kangaroo.device_log import DeviceHealth, health
 from specbench_kangaroo.errors import look_up
 from specbench_kangaroo.metrics import acceptance_at, applicable
 from specbench_kangaroo.records import Lossless, Manifest, Status
@@ -61,6 +62,7 @@ class MethodSummary:
     excluded: int  # prompts that this method or the baseline has no good answer to
     lossy: bool  # its outputs may differ from the target's own, by choice
     sampling: SamplingCheck | None  # None for greedy runs, and for the baseline
+    peak_device_mb: float | None = None  # allocated on the accelerator; None without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Summary:
     methods: Mapping[str, MethodSummary]
     # Of the whole process, which all methods share: no method's own.
     peak_rss_mb: float | None
+    device_health: DeviceHealth | None = None  # None where its state was not measured
 
     def label(self, method: str) -> str:
         """The method's name as tables and figures show it, so that none hides a lossy method."""
@@ -87,7 +90,6 @@ def summarise(run: Run) -> Summary:
     """Every figure of the run."""
     manifest = run.manifest
     generations = per_generation(run)
-    peak = run.generations["peak_rss_mb"].max()
     return Summary(
         run=manifest.name,
         status=manifest.status,
@@ -97,8 +99,14 @@ def summarise(run: Run) -> Summary:
         dtype=manifest.settings.get("dtype"),
         device=_device(manifest),
         methods={name: _method_summary(run, generations, name) for name in manifest.method_names},
-        peak_rss_mb=None if pd.isna(peak) else float(peak),
+        peak_rss_mb=_peak(run.generations["peak_rss_mb"]),
+        device_health=health(run.device),
     )
+
+
+def _peak(megabytes: pd.Series) -> float | None:
+    peak = megabytes.max()
+    return None if pd.isna(peak) else float(peak)
 
 
 def _device(manifest: Manifest) -> str | None:
@@ -115,7 +123,8 @@ def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodS
     baseline = run.manifest.baseline
     pairs = paired(generations, method=method, baseline=baseline)
     questions = per_question(pairs)
-    status = generations.loc[generations["method"] == method, "status"]
+    ours = generations[generations["method"] == method]
+    status = ours["status"]
     asked = generations.loc[generations["method"].isin([method, baseline]), PROMPT]
     return MethodSummary(
         tasks=_tasks(questions, compared=method != baseline),
@@ -126,6 +135,7 @@ def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodS
         excluded=len(asked.drop_duplicates()) - len(pairs),
         lossy=method in run.manifest.methods and run.manifest.methods[method].lossy,
         sampling=check_sampling(run, method),
+        peak_device_mb=_peak(ours["peak_device_mb"]),
     )
 
 
@@ -205,6 +215,8 @@ def to_json(summary: Summary) -> dict[str, Any]:
     }
     if summary.peak_rss_mb is not None:
         document["peak_rss_mb"] = summary.peak_rss_mb
+    if summary.device_health is not None:
+        document["device_health"] = asdict(summary.device_health)
     return document
 
 
@@ -214,6 +226,8 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
         document["lossless"] = dict(method.lossless)
     if method.sampling is not None:
         document["sampling_check"] = asdict(method.sampling)
+    if method.peak_device_mb is not None:
+        document["peak_device_mb"] = method.peak_device_mb
     document |= {
         "errors": method.errors,
         "prompt_too_long": method.prompt_too_long,

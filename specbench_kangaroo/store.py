@@ -1,4 +1,4 @@
-"""A run folder: append to it, resume it, read it.
+"""A run folder: append to it, resume it; :mod:`run_reader` reads it.
 
 ::
 
@@ -6,6 +6,7 @@
     generations.jsonl  a line per generation, the writer's lock too
     steps.parquet      a row per step; while the run goes on, newer steps lie in steps.jsonl
     lossless.jsonl     a line per lossless verdict
+    device.jsonl       a line per block edge, where the device can be asked; see device_log.py
 
 Steps are journalled before their generation's line, so a generation that has a line has its steps;
 steps without that line belong to a generation that was cut short, and are dropped.
@@ -15,62 +16,47 @@ Knows: files.  Does not know: how generations are made, or what is computed from
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, BinaryIO
+from types import TracebackType
 
-import pandas as pd
-
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.errors import StorageError, UsageError
 from specbench_kangaroo.journal import (
     JOURNAL,
-    STEPS,
     journal_line,
-    read_steps,
+    refuse_lost_steps,
     settle_steps,
 )
-from specbench_kangaroo.jsonl import as_line, drop_torn_line, plain, read_records
+from specbench_kangaroo.jsonl import as_line, drop_torn_line, read_records
 from specbench_kangaroo.records import (
     COMPLETE,
+    SCHEMA_VERSION,
     Generation,
     GenerationKey,
     Judgement,
     Manifest,
     StepRecord,
 )
-from specbench_kangaroo.run_json import read_manifest, refuse_difference, write_manifest
+from specbench_kangaroo.run_json import (
+    MANIFEST,
+    read_manifest,
+    refuse_difference,
+    write_manifest,
+)
+from specbench_kangaroo.run_reader import (
+    GENERATIONS,
+    LOSSLESS,
+    Run,
+    read_generations,
+    read_run,
+    steps_by_line,
+    steps_of,
+)
+from specbench_kangaroo.whole_writes import LineFile, replacing, storing
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks, so a second writer is not noticed
-    fcntl = None
-
-GENERATIONS = "generations.jsonl"
-LOSSLESS = "lossless.jsonl"
-
-_DTYPES = {
-    "int": "int64",
-    "float": "float64",
-    "int | None": "float64",
-    "float | None": "float64",
-}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """A run as read back.  Frames have a row per record and the records' fields as columns.
-
-    ``generations.output_ids`` and ``steps.confidence`` hold lists.
-    """
-
-    folder: Path
-    manifest: Manifest
-    generations: pd.DataFrame
-    steps: pd.DataFrame
-    judgements: pd.DataFrame
+__all__ = ["GENERATIONS", "LOSSLESS", "Run", "RunWriter", "read_run"]
 
 
 class RunWriter:
@@ -80,19 +66,19 @@ class RunWriter:
     passes through; after an explicit :meth:`close` leaving the block does nothing more.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, new: bool = False) -> None:
         self.folder = folder
         self._manifest = replace(manifest, status="running")
         self._finished: dict[GenerationKey, Generation] = {}
         self.judged: set[GenerationKey] = set()
-        self._generations = _open_locked(folder / GENERATIONS)
-        try:
+        with storing(folder), ExitStack() as opened:
+            self._generations = opened.enter_context(LineFile(folder / GENERATIONS, locked=True))
+            if new and (folder / MANIFEST).exists():  # somebody was quicker
+                raise _taken(folder)
             self._recover()
-            self._journal = (folder / JOURNAL).open("ab")
-            self._lossless = (folder / LOSSLESS).open("ab")
-        except BaseException:
-            self._generations.close()
-            raise
+            self._journal = opened.enter_context(LineFile(folder / JOURNAL))
+            self._lossless = opened.enter_context(LineFile(folder / LOSSLESS))
+            opened.pop_all()
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest) -> RunWriter:
@@ -101,12 +87,17 @@ class RunWriter:
         Raises:
             UsageError: something is there already.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not _is_free(folder):
+            raise _taken(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls(folder, manifest, new=True)
+        except StorageError as error:  # nothing is there that could go on
+            raise UsageError(f"{error.problem}, or give another --output") from error
+        except OSError as error:
             raise UsageError(
-                f"{folder} is not empty; use --resume to continue its run, or another --output"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, manifest)
+                f"cannot make {folder}: {error.strerror}; give another --output"
+            ) from error
 
     @classmethod
     def resume(cls, folder: Path, manifest: Manifest) -> RunWriter:
@@ -117,7 +108,8 @@ class RunWriter:
         """
         stored = read_manifest(folder)
         refuse_difference(folder, stored, manifest)
-        return cls(folder, stored)
+        # What is appended now is of this version, and an older one must say that it cannot read it.
+        return cls(folder, replace(stored, schema_version=SCHEMA_VERSION))
 
     @property
     def finished(self) -> Mapping[GenerationKey, Generation]:
@@ -125,32 +117,61 @@ class RunWriter:
         return self._finished
 
     def append(self, generation: Generation, steps: Sequence[StepRecord]) -> None:
-        """Adds a generation and its steps; both have left this process when it returns."""
+        """Adds a generation and its steps; both have left this process when it returns.
+
+        Raises:
+            StorageError: the disk refuses; the folder is as if this had not been tried.
+        """
         if generation.key in self._finished:
             raise ValueError(f"{generation.key} is already in {self.folder}")
+        if len(steps) < steps_of(generation):
+            raise ValueError(
+                f"{generation.key} has {generation.target_passes} passes, but not so "
+                f"many steps: {len(steps)}"
+            )
         # A key without a line is harmless; a line without its key would lose its steps at close.
         self._finished[generation.key] = generation
-        _write(self._journal, journal_line(generation.key, steps))
-        _write(self._generations, as_line(generation))
+        try:
+            self._journal.append(journal_line(generation.key, steps))
+            self._generations.append(as_line(generation))
+        except StorageError:
+            del self._finished[generation.key]
+            raise
 
     def judge(self, judgement: Judgement) -> None:
-        """Adds the lossless verdict on a generation."""
+        """Adds the lossless verdict on a generation.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
         if judgement.key in self.judged:
             raise ValueError(f"{judgement.key} is already judged in {self.folder}")
-        _write(self._lossless, as_line(judgement))
+        self._lossless.append(as_line(judgement))
         self.judged.add(judgement.key)
 
     def close(self, status: str) -> None:
-        """Settles the steps and records ``status`` (``complete`` or ``interrupted``)."""
+        """Settles the steps and records ``status`` (``complete`` or ``interrupted``).
+
+        Raises:
+            StorageError: the disk refuses; nothing is lost, and the run can be resumed.
+        """
         if self._generations.closed:
             return
+        files = (self._journal, self._lossless, self._generations)
         try:
-            self._journal.close()
-            self._lossless.close()
-            settle_steps(self.folder, self._finished.keys())
+            with storing(self.folder):
+                for file in files[:-1]:
+                    file.close()
+                if not any(file.failed for file in files):  # else the journal is left to resuming
+                    settle_steps(self.folder, self._finished.keys())
             write_manifest(self.folder, replace(self._manifest, status=status))
+        except StorageError:
+            with suppress(StorageError):  # a small file may still fit; "running" is no lie either
+                write_manifest(self.folder, replace(self._manifest, status="interrupted"))
+            raise
         finally:
-            self._generations.close()  # last: it holds the lock
+            with storing(self.folder):
+                self._generations.close()  # last: it holds the lock
 
     def __enter__(self) -> RunWriter:
         return self
@@ -161,69 +182,45 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(COMPLETE if kind is None else "interrupted")
+        if kind is None:
+            self.close(COMPLETE)
+            return
+        with suppress(UsageError):  # what passes through says more; resuming settles the steps
+            self.close("interrupted")
 
     def _recover(self) -> None:
         """Takes over what earlier writers finished, and clears what a kill left half done."""
         generations, lossless = self.folder / GENERATIONS, self.folder / LOSSLESS
-        self._finished = {item.key: item for item in read_records(generations, Generation)}
+        self._finished = read_generations(self.folder, self._manifest)
+        settle_steps(self.folder, self._finished.keys())
+        refuse_lost_steps(self.folder, steps_by_line(self._finished))
         drop_torn_line(generations)
         if lossless.exists():
-            verdicts = read_records(lossless, Judgement)
-            self.judged = {item.key for item in verdicts} & self._finished.keys()
-            drop_torn_line(lossless)
-        settle_steps(self.folder, self._finished.keys())
+            self._recover_verdicts(lossless)
         write_manifest(self.folder, self._manifest)
 
+    def _recover_verdicts(self, path: Path) -> None:
+        """A verdict on an answer that is to be given anew must not become the new one's."""
+        verdicts = {item.key: item for item in read_records(path, Judgement)}
+        kept = [item for key, item in verdicts.items() if key in self._finished]
+        self.judged = {item.key for item in kept}
+        if len(kept) == len(verdicts):
+            drop_torn_line(path)
+            return
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"".join(map(as_line, kept)))
 
-def read_run(folder: Path) -> Run:
-    """Reads a run, finished or not, without changing anything.
 
-    Raises:
-        UsageError: no run, a missing or malformed file, or a newer schema version.
-    """
-    manifest = read_manifest(folder)
-    if not (folder / GENERATIONS).is_file():
-        raise UsageError(f"{folder} is incomplete: {GENERATIONS} is missing; restore the file")
-    if not (folder / STEPS).is_file() and not (folder / JOURNAL).is_file():
-        raise UsageError(f"{folder} is incomplete: {STEPS} is missing; restore the file")
-    finished = {item.key: item for item in read_records(folder / GENERATIONS, Generation)}
-    lossless = folder / LOSSLESS
-    verdicts = read_records(lossless, Judgement) if lossless.is_file() else []
-    # By key: a verdict whose generation was lost with the machine is given a second time.
-    judged = {item.key: item for item in verdicts if item.key in finished}
-    return Run(
-        folder=folder,
-        manifest=manifest,
-        generations=_frame(finished.values(), Generation),
-        steps=read_steps(folder, finished.keys()),
-        judgements=_frame(judged.values(), Judgement),
+def _taken(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder} is not empty; use --resume to continue its run, or another --output"
     )
 
 
-def _frame(records: Iterable[Any], kind: type[Any]) -> pd.DataFrame:
-    """A row per record; numbers have their dtype even in a frame that has no rows, None is NaN."""
-    columns = {field.name: str(field.type) for field in fields(kind)}
-    dtypes = {name: _DTYPES[of] for name, of in columns.items() if of in _DTYPES}
-    frame = pd.DataFrame([plain(record) for record in records], columns=list(columns))
-    return frame.astype(dtypes)
-
-
-def _open_locked(path: Path) -> BinaryIO:
-    """Opens ``path`` for appending; the lock goes when the file is closed or the process dies."""
-    file = path.open("ab")
-    if fcntl is None:
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UsageError(
-            f"{path.parent} is being written by another process; wait for it, or another --output"
-        ) from None
-    return file
-
-
-def _write(file: BinaryIO, line: bytes) -> None:
-    file.write(line)
-    file.flush()
+def _is_free(folder: Path) -> bool:
+    """Whether there is nothing, or only what a kill leaves before a run has its manifest."""
+    if not folder.is_dir():
+        return False
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    sizes.pop(f"{MANIFEST}.tmp", None)
+    return sizes in ({}, {GENERATIONS: 0})

@@ -71,6 +71,9 @@ def _derived(frame: pd.DataFrame) -> pd.DataFrame:
         decode_tokens=(frame["new_tokens"] - 1).clip(lower=0),
         phases_ms=frame[["ttft_ms", "draft_ms", "verify_ms", "accept_ms"]].sum(axis=1),
         target_step_ms=frame["verify_ms"] + frame["accept_ms"],
+        # Where energy was not measured neither it nor its tokens count.
+        energy_j=frame["energy_j"].fillna(0.0),
+        energy_tokens=frame["new_tokens"].where(frame["energy_j"].notna(), 0),
     )
 
 

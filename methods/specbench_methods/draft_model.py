@@ -47,7 +47,12 @@ class DraftModel(PlainMethod):
         self.max_rows = 1 + options.steps
         self.weights: Mapping[str, Any] = {"sha256": loaded.sha256, "model": loaded.name}
         self._target = target
-        self._draft = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer)
+        self._draft = Target(
+            loaded.model,
+            name=loaded.name,
+            tokenizer=loaded.tokenizer,
+            recorder=target.recorder,
+        )
         check_vocabulary(self._draft, target)
         self._rule = StopRule(steps=options.steps, threshold=options.threshold)
 
@@ -99,6 +104,7 @@ class DraftModel(PlainMethod):
     def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
         """Let the draft model read the prompt, unless that fills its whole context."""
         self._session = session
+        self._draft.start()
         self._cache = self._draft.new_cache(session.cache.capacity)
         self._pending: list[int] = []  # committed tokens that the draft model has not read yet
         if len(prompt) < self._draft.context_length:
@@ -128,8 +134,8 @@ class DraftModel(PlainMethod):
         first = 0 if chain.depth == 0 else len(unread) - 1
         rows = self._draft.rows(self._cache.length, chain_parents(len(unread)), first=first)
         hidden = self._draft.embed(self._readable(torch.tensor(unread[first:])))  # [T, H]
-        hidden = self._draft.layers(hidden, 0, self._draft.n_layers, rows, self._cache)
-        logits = self._draft.output(hidden[-1:]).logits[0]  # [V of the draft]
+        output = self._draft.predict(hidden, 0, self._draft.n_layers, rows, self._cache)
+        logits = output.logits[-1]  # [V of the draft]
         missing = self._target.vocab_size - len(logits)  # negative: the draft's has more
         return functional.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 

@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.host import to_host
+from specbench_kangaroo.loading.heads import KnownHeads
 from specbench_kangaroo.method import Draft, MethodOptions, Session, Verdict, option
 from specbench_kangaroo.packed import Linear
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_methods.parts.kangaroo_adapter import (
+    KIND,
     AdapterShape,
     LoadedAdapter,
     load_adapter,
@@ -30,7 +33,8 @@ from specbench_methods.parts.kangaroo_adapter import (
 )
 from specbench_methods.parts.kangaroo_draft import AdapterRunner, Growth
 from specbench_methods.parts.kangaroo_training import KangarooTrainee
-from specbench_methods.parts.weight_files import shipped
+from specbench_methods.parts.published_heads import known_heads
+from specbench_methods.parts.weight_sources import find_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,9 @@ class KangarooOptions(MethodOptions):
     threshold: float | None = option(
         None, "η: stop drafting after a token less likely than this; the paper's is 0.6"
     )
-    adapter: str | None = option(None, "checkpoint file; default: the one shipped for the model")
+    adapter: str | None = option(
+        None, "file, folder or org/name[@revision]; default: the one shipped for the model"
+    )
     tree_width: int | None = option(
         None, "continuations kept at every depth; the paper's is 1, a chain"
     )
@@ -71,10 +77,16 @@ class Kangaroo:
         self._target = target
         self._adapter = AdapterRunner(target, loaded)
         vocabulary = None if options.full_vocabulary else loaded.info.draft_vocabulary
-        self._vocabulary = None if vocabulary is None else torch.tensor(vocabulary)  # (V',)
+        self._vocabulary = (
+            None if vocabulary is None else torch.tensor(vocabulary, device=target.device)  # (V',)
+        )
         head = target.lm_head if vocabulary is None else target.lm_head[self._vocabulary]
         self._head = Linear(head)
-        self.weights: Mapping[str, Any] = {"sha256": loaded.sha256, **loaded.info.record}
+        self.weights: Mapping[str, Any] = {
+            "sha256": loaded.sha256,
+            **loaded.info.record,
+            **loaded.found,
+        }
 
     @classmethod
     def load(cls, target: Target, options: KangarooOptions) -> Self:
@@ -82,9 +94,9 @@ class Kangaroo:
         for name in ("steps", "tree_width"):
             if (value := getattr(options, name)) is not None and value < 1:
                 raise UsageError(f"kangaroo.{name} must be at least 1, not {value}")
-        path = Path(options.adapter) if options.adapter else _shipped_adapter(target.name)
+        source = find_weights(options.adapter, target.name, KIND)
         shape = AdapterShape.of(target.config)
-        loaded = load_adapter(path, shape, exit_layer=options.exit_layer)
+        loaded = load_adapter(source, shape, exit_layer=options.exit_layer)
         if not 0 < loaded.info.exit_layer < target.n_layers:
             raise UsageError(
                 f"kangaroo.exit_layer is {loaded.info.exit_layer}, but the target has "
@@ -106,6 +118,11 @@ class Kangaroo:
             KangarooOptions(adapter=adapter, threshold=2.0, full_vocabulary=True),
             KangarooOptions(adapter=adapter, threshold=0.2, steps=3, tree_width=3),
         ]
+
+    @classmethod
+    def known_heads(cls) -> list[KnownHeads]:
+        """For ``specbench list``; see :class:`NeedsHeads`."""
+        return known_heads(KIND)
 
     @classmethod
     def trainee(cls, model: Any, *, exit_layer: int | None) -> KangarooTrainee:
@@ -149,21 +166,24 @@ class Kangaroo:
     def _expand(self, growth: Growth, logits: Tensor) -> None:
         """Add the next depth from the newest rows' draft logits (W, V')."""
         probabilities = logits.float().softmax(-1)
-        growth.confidence.append(float(probabilities[0].max()))
+        best = probabilities[0].max()
         sampler = self._session.sampler
         if sampler is not None and self.width == 1:
+            growth.confidence.append(float(best))
             proposal = sampler.sampling.probabilities(self._whole(logits[0]))  # [V]
             growth.add([sampler.chance.pick(proposal)], [growth.newest], [1.0])
             growth.proposals.append(proposal)
             return
         width = self.width
-        scores = torch.tensor(growth.scores[growth.newest :])[:, None]  # [W, 1]
+        scores = torch.tensor(growth.scores[growth.newest :], device=logits.device)  # (W,)
         likeliest = probabilities.topk(width, dim=-1)  # [W, K]
-        best = (likeliest.values * scores).flatten().topk(width)
-        chosen = likeliest.indices.flatten()[best.indices]
+        kept = (likeliest.values * scores[:, None]).flatten().topk(width)
+        chosen = likeliest.indices.flatten()[kept.indices]
         tokens = chosen if self._vocabulary is None else self._vocabulary[chosen]
-        parents = best.indices.div(width, rounding_mode="floor") + growth.newest
-        growth.add(tokens.tolist(), parents.tolist(), best.values.tolist())
+        parents = kept.indices.div(width, rounding_mode="floor") + growth.newest
+        confidence, *depth = to_host(best, tokens, parents, kept.values)
+        growth.confidence.append(confidence)
+        growth.add(*depth)
 
     def _whole(self, logits: Tensor) -> Tensor:
         """Draft logits (V',) over the target's vocabulary (V,); undrafted tokens have no chance."""
@@ -179,16 +199,6 @@ def _filled_in(options: KangarooOptions, loaded: LoadedAdapter) -> KangarooOptio
     chosen = {**PAPER, "exit_layer": loaded.info.exit_layer, **loaded.info.drafting}
     missing = {name: value for name, value in chosen.items() if getattr(options, name) is None}
     return replace(options, **missing)
-
-
-def _shipped_adapter(model: str) -> Path:
-    path = shipped(model, "kangaroo")
-    if path is None:
-        raise UsageError(
-            f"no Kangaroo adapter is shipped for {model or 'this model'}: give "
-            "kangaroo.adapter=FILE, or make one with specbench train kangaroo"
-        )
-    return path
 
 
 METHOD = Kangaroo

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.layers import Rows
 from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Resume, Session, option
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import chain_parents
@@ -96,25 +97,35 @@ class LayerSkip(PlainMethod):
         """Draft until γ, the budget, EOS, or a token less likely than the threshold."""
         chain, states = Chain([root]), []  # states: (1, H) of every row that ran
         while (reason := self._rule.reason(chain, budget, self._session.eos)) is None:
-            states.append(self._run(chain))
-            chain.extend(self._target.output(states[-1]).logits[0], self._session.sampler)
+            output = self._predict(chain)
+            states.append(output.taps[self._drafting[-1].stop])
+            chain.extend(output.logits[0], self._session.sampler)
         if self.options.exit_layer is None:
             return chain.draft(reason)
-        states.append(self._run(chain))  # no draft of what comes after it, but verification goes on
-        return chain.draft(reason, Resume(self.options.exit_layer, torch.cat(states)))
+        hidden, rows = self._newest(chain)  # nothing is drafted after it, but it is verified
+        exit_layer, cache = self.options.exit_layer, self._session.cache
+        states.append(self._target.layers(hidden, 0, exit_layer, rows, cache))
+        return chain.draft(reason, Resume(exit_layer, torch.cat(states)))
 
-    def _run(self, chain: Chain) -> Tensor:
-        """(1, H) of the chain's newest row after the drafting layers, above the committed cache.
+    def _predict(self, chain: Chain) -> TargetOutput:
+        """The chain's newest row through the drafting layers, above the committed cache.
 
         Without some of the layers the others write keys and values that are not the target's;
         verification writes every row of every layer again before anything is committed.
         """
-        cache, newest = self._session.cache, chain.depth
-        rows = self._target.rows(cache.length, chain_parents(newest + 1), first=newest)
-        hidden = self._target.embed(torch.tensor(chain.tokens[newest:]))  # [1, H]
-        for layers in self._drafting:
-            hidden = self._target.layers(hidden, layers.start, layers.stop, rows, cache)
-        return hidden
+        hidden, rows = self._newest(chain)
+        *before, last = self._drafting
+        for layers in before:
+            hidden = self._target.layers(
+                hidden, layers.start, layers.stop, rows, self._session.cache
+            )
+        return self._target.predict(hidden, last.start, last.stop, rows, self._session.cache)
+
+    def _newest(self, chain: Chain) -> tuple[Tensor, Rows]:
+        """The chain's newest row, embedded (1, H), and its place."""
+        length, newest = self._session.cache.length, chain.depth
+        rows = self._target.rows(length, chain_parents(newest + 1), first=newest)
+        return self._target.embed(torch.tensor(chain.tokens[newest:])), rows
 
 
 def _without(skip: str, n_layers: int) -> list[range]:

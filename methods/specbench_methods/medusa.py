@@ -16,22 +16,27 @@ from torch import Tensor
 
 from specbench_kangaroo.accept import Typical
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.host import to_host
+from specbench_kangaroo.loading.heads import KnownHeads
 from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import TokenTree
 from specbench_methods.parts.draft_tree import TreeShape
-from specbench_methods.parts.medusa_heads import HeadRunner, LoadedHeads, load_heads
+from specbench_methods.parts.medusa_heads import KIND, HeadRunner, LoadedHeads, load_heads
 from specbench_methods.parts.medusa_training import MedusaTrainee
 from specbench_methods.parts.medusa_trees import chosen_tree, default_tree, write_untrained
-from specbench_methods.parts.weight_files import shipped
+from specbench_methods.parts.published_heads import known_heads
+from specbench_methods.parts.weight_sources import find_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MedusaOptions(MethodOptions):
     """What is left out is the heads' own choice if their file names one."""
 
-    heads: str | None = option(None, "checkpoint file; default: the one shipped for the model")
+    heads: str | None = option(
+        None, "file, folder or org/name[@revision]; default: those shipped for the model"
+    )
     tree: str | None = option(None, "best (of the heads' file), published, chain, or a JSON file")
     nodes: int | None = option(None, "how many nodes of the best tree are drafted")
     acceptance: str = option("exact", "exact, or typical: the paper's lossy rule")
@@ -54,9 +59,15 @@ class Medusa(PlainMethod):
         self.lossy = options.acceptance == "typical"
         self._typical = Typical(options.epsilon, options.delta) if self.lossy else None
         vocabulary = None if options.full_vocabulary else loaded.info.draft_vocabulary
-        self._vocabulary = None if vocabulary is None else torch.tensor(vocabulary)  # (V',)
-        self._heads = HeadRunner(target, loaded.heads, self._vocabulary)
-        self.weights: Mapping[str, Any] = {"sha256": loaded.sha256, **loaded.info.record}
+        self._vocabulary = (
+            None if vocabulary is None else torch.tensor(vocabulary, device=target.device)  # (V',)
+        )
+        self._heads = HeadRunner(target, loaded.heads, self._vocabulary, count=max(1, tree.depth))
+        self.weights: Mapping[str, Any] = {
+            "sha256": loaded.sha256,
+            **loaded.info.record,
+            **loaded.found,
+        }
 
     @classmethod
     def load(cls, target: Target, options: MedusaOptions) -> Self:
@@ -65,7 +76,7 @@ class Medusa(PlainMethod):
             raise UsageError(
                 f"medusa.acceptance must be exact or typical, not {options.acceptance!r}"
             )
-        loaded = load_heads(_path(target, options), target.config)
+        loaded = load_heads(find_weights(options.heads, target.name, KIND), target.config)
         kind = options.tree or default_tree(loaded)
         tree = chosen_tree(kind, options.nodes, loaded)
         named = replace(options, tree=kind, nodes=len(tree.paths))
@@ -81,6 +92,11 @@ class Medusa(PlainMethod):
             MedusaOptions(heads=heads, tree="chain", full_vocabulary=True),
             MedusaOptions(heads=own, tree="best", nodes=5),
         ]
+
+    @classmethod
+    def known_heads(cls) -> list[KnownHeads]:
+        """For ``specbench list``; see :class:`NeedsHeads`."""
+        return known_heads(KIND)
 
     @classmethod
     def trainee(cls, model: Any, *, exit_layer: int | None) -> MedusaTrainee:
@@ -102,14 +118,14 @@ class Medusa(PlainMethod):
         tokens = likeliest.indices  # [D, width]
         if self._vocabulary is not None:
             tokens = self._vocabulary[tokens]
-        guesses = tokens.tolist()
+        guesses, chances = to_host(tokens, confidence)
         drafted = [guesses[len(path) - 1][path[-1]] for path in tree.paths]
         rows = torch.tensor([root, *drafted])
         drafted_tree = TokenTree(rows, tree.parents, len(rows))
         reason = ExitReason.MAX_STEPS if tree is self.tree else ExitReason.BUDGET
         return Draft(
             drafted_tree,
-            confidence=tuple(confidence.tolist()),
+            confidence=tuple(chances),
             exit_reason=reason,
             typical=self._typical,
         )
@@ -117,16 +133,6 @@ class Medusa(PlainMethod):
     def observe(self, verdict: Verdict) -> None:
         """Keep the final state of the last accepted row."""
         self._hidden = verdict.output.hidden[verdict.rows[-1] :][:1]
-
-
-def _path(target: Target, options: MedusaOptions) -> Path:
-    path = Path(options.heads) if options.heads else shipped(target.name, "medusa")
-    if path is None:
-        raise UsageError(
-            f"no Medusa heads are shipped for {target.name or 'this model'}: give "
-            "medusa.heads=FILE, or make some with specbench train medusa"
-        )
-    return path
 
 
 METHOD = Medusa

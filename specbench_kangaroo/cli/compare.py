@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.output import plain_text, write_file
 
 if TYPE_CHECKING:
@@ -34,10 +35,16 @@ class GateFormat(StrEnum):
 
 
 Baseline = Annotated[
-    Path, typer.Argument(metavar="BASELINE", help="The run that sets what is expected.")
+    Path,
+    typer.Argument(
+        metavar="BASELINE", help="The run that sets what is expected.", autocompletion=run_folders
+    ),
 ]
 Candidate = Annotated[
-    Path, typer.Argument(metavar="CANDIDATE", help="The run that must not be worse.")
+    Path,
+    typer.Argument(
+        metavar="CANDIDATE", help="The run that must not be worse.", autocompletion=run_folders
+    ),
 ]
 Timing = Annotated[
     bool, typer.Option("--timing", help="Gate speeds too: runs of one session on one machine only.")
@@ -83,6 +90,7 @@ Output = Annotated[
     typer.Option(
         help="A file to write; standard output then has the terminal's table.",
         show_default="standard output",
+        metavar="FILE",
     ),
 ]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.output import writing
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ class ExportFormat(StrEnum):
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=run_folders)
+    ],
     format_: Annotated[
         ExportFormat, typer.Option("--format", help="What to write.")
     ] = ExportFormat.SPEC_BENCH,

@@ -16,14 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from specbench_kangaroo.cli.completion import question_sets
+
 if TYPE_CHECKING:
+    from specbench_kangaroo.loading.heads import KnownHeads
     from specbench_kangaroo.method import MethodOptions
     from specbench_kangaroo.questions import Question
 
 _LINE = 80
 
 app = typer.Typer(
-    help="Show the methods, models, tasks or questions.",
+    help="Show the methods, models, draft heads, tasks or questions.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -31,7 +34,7 @@ app = typer.Typer(
 
 @app.command()
 def methods() -> None:
-    """Show every method, and its options with default and type."""
+    """Show every method, whether it needs heads, and its options with default and type."""
     from specbench_kangaroo.registry import method_class, method_names  # noqa: PLC0415
 
     console = Console(highlight=False)
@@ -40,6 +43,7 @@ def methods() -> None:
         summary = (inspect.getdoc(kind) or "").partition("\n")[0]
         lossy = " (lossy)" if kind.lossy else ""
         console.print(Text(f"{name}{lossy}: {summary}"))
+        console.print(Text(f"  {_need_of_heads(kind)}"))
         console.print(_option_table(name, kind.Options))
 
 
@@ -58,6 +62,28 @@ def models() -> None:
 
 
 @app.command()
+def heads() -> None:
+    """Show the draft heads of methods, by the model that they fit.
+
+    Those that are not shipped are named to a run by --option, as shown below each.
+    """
+    from specbench_kangaroo.loading.heads import NeedsHeads  # noqa: PLC0415
+    from specbench_kangaroo.registry import method_class, method_names  # noqa: PLC0415
+
+    kinds: dict[str, Any] = {name: method_class(name) for name in method_names()}
+    needing = {name: kind for name, kind in kinds.items() if isinstance(kind, NeedsHeads)}
+    found = [(name, known) for name, kind in needing.items() for known in kind.known_heads()]
+    for model, revision in dict.fromkeys((known.model, known.revision) for _, known in found):
+        typer.echo(f"--model {model}{f' --revision {revision}' if revision else ''}")
+        for name, known in found:
+            if (known.model, known.revision) == (model, revision):
+                typer.echo(_head_lines(name, known))
+    typer.echo("Sources")
+    for source in dict.fromkeys(source for _, known in found for source in known.sources):
+        typer.echo(f"  {source}")
+
+
+@app.command()
 def tasks() -> None:
     """Show the tasks, and the question categories of each."""
     from specbench_kangaroo.questions import CATEGORIES, TASKS  # noqa: PLC0415
@@ -71,7 +97,13 @@ def tasks() -> None:
 def questions(
     source: typing.Annotated[
         str | None,
-        typer.Option("--questions", help="Show the questions of this set.", show_default=False),
+        typer.Option(
+            "--questions",
+            help="Show the questions of this set.",
+            show_default=False,
+            metavar="SET",
+            autocompletion=question_sets,
+        ),
     ] = None,
 ) -> None:
     """Show the question sets, or the questions of one."""
@@ -86,6 +118,25 @@ def questions(
         typer.echo(_question_line(question))
     counts = Counter(question.task for question in found)
     typer.echo(", ".join(f"{count} {task}" for task, count in counts.items()))
+
+
+def _need_of_heads(kind: Any) -> str:
+    from specbench_kangaroo.loading.heads import NeedsHeads  # noqa: PLC0415
+
+    if not isinstance(kind, NeedsHeads):
+        return "needs no draft heads"
+    models = [known.model for known in kind.known_heads() if not known.given]
+    shipped = ", ".join(models) or "no model"
+    return f"needs draft heads, shipped for {shipped}; see specbench list heads"
+
+
+def _head_lines(method: str, known: KnownHeads) -> str:
+    """What they are, then how they are asked for if they do not come by themselves."""
+    facts = [f"{known.parameters / 1e6:,.1f} M parameters", known.about]
+    first = f"  {method}: {', '.join(filter(None, facts))}"
+    if not known.given:
+        return f"{first}, shipped"
+    return f"{first}\n    {known.given}{f', from {known.download}' if known.download else ''}"
 
 
 def _option_table(method: str, options: type[MethodOptions]) -> Table:

@@ -2,16 +2,13 @@
 
 Knows: the commands, exit statuses.  Does not know: what a command does.  Importing it does not
 import torch, so that ``specbench --help`` is quick; commands import what they need when they run.
-
-Exit status: 0 done; 1 a gate or the lossless check failed; 2 unusable input, one line on standard
-error; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -24,12 +21,19 @@ from specbench_kangaroo.cli.listing import app as listing
 from specbench_kangaroo.cli.plot import plot
 from specbench_kangaroo.cli.profile import profile
 from specbench_kangaroo.cli.report import report
-from specbench_kangaroo.cli.run import run
+from specbench_kangaroo.cli.run import INTERRUPTED, run
 from specbench_kangaroo.cli.training import distil, train
 from specbench_kangaroo.cli.tune import tune
 from specbench_kangaroo.errors import UsageError
 
 UNUSABLE_INPUT = 2
+EXIT_STATUSES: Mapping[int, str] = {
+    0: "done",
+    1: "the lossless check, a gate or the doctor found a failure",
+    UNUSABLE_INPUT: "unusable input, in one line that says how to mend it",
+    INTERRUPTED: "interrupted; what was finished is kept",
+}
+"""What a script can rely on, whatever the command."""
 
 # Typer has carried a copy of click of its own since 0.26, and used the installed one before.
 _ClickError: type[Exception] = next(
@@ -41,8 +45,8 @@ _ClickError: type[Exception] = next(
 app = typer.Typer(
     name="specbench",
     help="Benchmark speculative decoding: speedups with intervals, outputs that provably match.",
+    epilog=f"Exit status: {'; '.join(f'{n} {means}' for n, means in EXIT_STATUSES.items())}.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from specbench_kangaroo.cli import completion
+
 
 class Backend(StrEnum):
     """How a pass of the target is launched."""
@@ -42,22 +44,41 @@ class FigureFormat(StrEnum):
 Model = Annotated[
     str,
     typer.Option(
-        help="Target: a name from `specbench list models`, a folder, or org/name.", metavar="NAME"
+        help="Target: a name from `specbench list models`, a folder, or org/name.",
+        metavar="NAME",
+        autocompletion=completion.models,
     ),
 ]
 Revision = Annotated[
     str | None,
     typer.Option(help="Branch, tag or commit of a hub model.", show_default=False, metavar="NAME"),
 ]
+Template = Annotated[
+    str,
+    typer.Option(
+        help="How prompts are written: tokenizer (its own chat template), vicuna (Spec-Bench's "
+        "prompts) or plain.",
+        metavar="NAME",
+        autocompletion=completion.templates,
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="float32, bfloat16, float16 or float64.", show_default="the device's", metavar="NAME"
+        help="float32, bfloat16, float16 or float64.",
+        show_default="the device's",
+        metavar="NAME",
+        autocompletion=completion.dtypes,
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one", metavar="NAME"),
+    typer.Option(
+        help="cpu, cuda, cuda:N or auto.",
+        show_default="cuda if there is one",
+        metavar="NAME",
+        autocompletion=completion.devices,
+    ),
 ]
 Methods = Annotated[
     list[str] | None,
@@ -65,6 +86,7 @@ Methods = Annotated[
         help="A method beside the baseline; repeatable. See `specbench list methods`.",
         show_default=False,
         metavar="NAME",
+        autocompletion=completion.methods_beside_the_baseline,
     ),
 ]
 MethodOptions = Annotated[
@@ -78,7 +100,9 @@ MethodOptions = Annotated[
 Questions = Annotated[
     str,
     typer.Option(
-        help="builtin, spec-bench, or the path of a file in Spec-Bench's format.", metavar="SET"
+        help="builtin, spec-bench, or the path of a file in Spec-Bench's format.",
+        metavar="SET",
+        autocompletion=completion.question_sets,
     ),
 ]
 Tasks = Annotated[
@@ -87,6 +111,7 @@ Tasks = Annotated[
         help="Only this task; repeatable. See `specbench list tasks`.",
         show_default="all",
         metavar="NAME",
+        autocompletion=completion.tasks,
     ),
 ]
 Limit = Annotated[
@@ -111,6 +136,23 @@ Warmup = Annotated[
 BatchSize = Annotated[
     int, typer.Option(help="Prompts decoded at once: 1, as in Spec-Bench.", metavar="N")
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Share the questions over so many workers, each with a GPU, or some of the cores, of "
+        "its own; needs the extra `ray`.",
+        metavar="N",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="A running Ray cluster, as auto or HOST:PORT, with this package on every node.",
+        show_default="this machine",
+        metavar="ADDRESS",
+    ),
+]
 BackendFlag = Annotated[Backend, typer.Option(help="How the target's passes are launched.")]
 RunOutput = Annotated[
     Path | None,
@@ -122,4 +164,7 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue the run in --output; give the same flags again."),
 ]
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=completion.run_folders),
+]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.options import FigureFormat
 from specbench_kangaroo.cli.output import writing
 
@@ -32,6 +33,7 @@ def plot(
         typer.Argument(
             metavar="RUN...",
             help="Run folders; or files of draft weights, whose learning curves share a figure.",
+            autocompletion=run_folders,
         ),
     ],
     figure: Annotated[

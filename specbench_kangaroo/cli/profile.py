@@ -17,13 +17,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from specbench_kangaroo.cli import completion
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.output import plain_text, write_file
 from specbench_kangaroo.cli.run import INTERRUPTED
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.records import BASELINE
-from specbench_kangaroo.request import ModelChoice
+from specbench_kangaroo.request import DEFAULT_TEMPLATE, ModelChoice
 
 if TYPE_CHECKING:
     from specbench_kangaroo.profiling.figures import Profile
@@ -45,6 +46,35 @@ Methods = Annotated[
         help=f"A method beside the baseline; repeatable. For none: --method {BASELINE}.",
         show_default="those with trained weights for the model",
         metavar="NAME",
+        autocompletion=completion.methods,
+    ),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        help="Random weights of this size in place of a model: latency only. A name as vicuna-7b, "
+        "or a config.json.",
+        show_default=False,
+        metavar="NAME",
+        autocompletion=completion.shapes,
+    ),
+]
+ExitLayer = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Of a shape's untrained drafts that have one.",
+        show_default="the method's choice",
+        metavar="N",
+    ),
+]
+Backends = Annotated[
+    list[flags.Backend] | None,
+    typer.Option(
+        help="How the target's passes are launched; repeatable, and the first is the one that the "
+        "others are set to.",
+        show_default="eager",
+        metavar="eager|graph",
     ),
 ]
 Peers = Annotated[
@@ -59,7 +89,8 @@ NewTokens = Annotated[int, typer.Option(min=2, help="Tokens per answer, exactly.
 Repeats = Annotated[int, typer.Option(min=1, help="How often all is measured.", metavar="N")]
 Format = Annotated[ProfileFormat, typer.Option("--format", help="What to write.")]
 Output = Annotated[
-    Path | None, typer.Option(help="A file to write.", show_default="standard output")
+    Path | None,
+    typer.Option(help="A file to write.", show_default="standard output", metavar="FILE"),
 ]
 
 
@@ -67,8 +98,12 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
     *,
     model: flags.Model = DEFAULT_MODEL,
     revision: flags.Revision = None,
+    template: flags.Template = DEFAULT_TEMPLATE,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
+    shape: Shape = None,
+    exit_layer: ExitLayer = None,
+    backend: Backends = None,
     method: Methods = None,
     option: flags.MethodOptions = None,
     peers: Peers = False,
@@ -79,14 +114,22 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
 ) -> None:
     """Measure the engine: against generate, against the memory, and by rows of a pass.
 
-    Vanilla decoding, generate and the methods take turns on one prompt of each task.
+    Vanilla decoding, generate and the methods take turns on one prompt of each task; with --shape
+    prompts are random tokens, and untrained drafts say what a draft costs, not what it is worth.
     """
     from specbench_kangaroo.profiling.subjects import ProfileRequest  # noqa: PLC0415
 
     if output is not None and not output.resolve().parent.is_dir():
         raise UsageError(f"cannot write {output}: its folder does not exist; give another --output")
+    if shape is not None and (model != DEFAULT_MODEL or revision is not None):
+        raise UsageError("--shape stands in place of a model: leave --model and --revision out")
     request = ProfileRequest(
-        model=ModelChoice(name=model, revision=revision, dtype=dtype, device=device),
+        model=ModelChoice(
+            name=model, revision=revision, template=template, dtype=dtype, device=device
+        ),
+        backends=tuple(dict.fromkeys(backend or [flags.Backend.EAGER])),
+        shape=shape,
+        exit_layer=exit_layer,
         methods=tuple(method or ()),
         options=tuple(option or ()),
         new_tokens=new_tokens,
@@ -119,11 +162,12 @@ def _measured(request: ProfileRequest) -> Profile:
         samples,
         weight_bytes=weight_bytes_per_token(subjects.untouched),
         about=about(subjects, request),
+        latency_only=subjects.model.shape is not None,
     )
 
 
 def _show(found: Profile, format_: ProfileFormat, output: Path | None) -> None:
-    from specbench_kangaroo.profiling.figures import to_json  # noqa: PLC0415
+    from specbench_kangaroo.profiling.document import to_json  # noqa: PLC0415
     from specbench_kangaroo.profiling.tables import terminal  # noqa: PLC0415
 
     if format_ is ProfileFormat.JSON:

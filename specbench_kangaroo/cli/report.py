@@ -28,7 +28,8 @@ def report(
         ReportFormat, typer.Option("--format", help="What to write.")
     ] = ReportFormat.TERMINAL,
     output: Annotated[
-        Path | None, typer.Option(help="A file to write.", show_default="standard output")
+        Path | None,
+        typer.Option(help="A file to write.", show_default="standard output", metavar="FILE"),
     ] = None,
     details: Annotated[
         bool, typer.Option("--details", help="In the terminal, all tables of every method.")

@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.run_progress import run_progress
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.errors import StorageError, UsageError
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
-from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
+from specbench_kangaroo.records import BASELINE
+from specbench_kangaroo.request import (
+    DEFAULT_TEMPLATE,
+    ModelChoice,
+    QuestionChoice,
+    Request,
+    Settings,
+)
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.bench import Bench
+    from specbench_kangaroo.interruption import Interruption
+    from specbench_kangaroo.records import Manifest
+    from specbench_kangaroo.runner import Runner
+    from specbench_kangaroo.schedule import Round
     from specbench_kangaroo.stats import Summary
     from specbench_kangaroo.store import Run
 
@@ -41,6 +52,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     option: flags.MethodOptions = None,
     model: flags.Model = DEFAULT_MODEL,
     revision: flags.Revision = None,
+    template: flags.Template = DEFAULT_TEMPLATE,
     questions: flags.Questions = "builtin",
     task: flags.Tasks = None,
     limit: flags.Limit = None,
@@ -54,6 +66,8 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     device: flags.Device = None,
     backend: flags.BackendFlag = flags.Backend.EAGER,
     batch_size: flags.BatchSize = 1,
+    workers: flags.Workers = _DEFAULT.workers,
+    ray_address: flags.RayAddress = None,
     output: flags.RunOutput = None,
     resume: flags.Resume = False,
 ) -> None:
@@ -63,16 +77,24 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     tokens with other frequencies, and does not say that it is lossy.
     """
     _refuse_batches(batch_size)
-    request = Request(
-        model=ModelChoice(
-            name=model, revision=revision, dtype=dtype, device=device, backend=backend
-        ),
-        questions=QuestionChoice(source=questions, tasks=tuple(task or ()), limit=limit),
-        methods=tuple(method or ()),
-        options=tuple(option or ()),
-        settings=Settings(**{item.name: context.params[item.name] for item in fields(Settings)}),
+    request = _request(context.params)
+    raise typer.Exit(
+        benchmark(request, str(context.obj), output, resume=resume, ray_address=ray_address)
     )
-    raise typer.Exit(benchmark(request, str(context.obj), output, resume=resume))
+
+
+def _request(given: Mapping[str, Any]) -> Request:
+    """The flags by name as a request."""
+    choice = [item.name for item in fields(ModelChoice) if item.name != "name"]
+    return Request(
+        model=ModelChoice(name=given["model"], **{name: given[name] for name in choice}),
+        questions=QuestionChoice(
+            source=given["questions"], tasks=tuple(given["task"] or ()), limit=given["limit"]
+        ),
+        methods=tuple(given["method"] or ()),
+        options=tuple(given["option"] or ()),
+        settings=Settings(**{item.name: given[item.name] for item in fields(Settings)}),
+    )
 
 
 def _refuse_batches(size: int) -> None:
@@ -83,59 +105,119 @@ def _refuse_batches(size: int) -> None:
         )
 
 
-def benchmark(request: Request, command: str, output: Path | None, *, resume: bool) -> int:
-    """Run and show a benchmark; returns the exit status."""
-    from specbench_kangaroo.bench import manifest, open_bench  # noqa: PLC0415
-    from specbench_kangaroo.runner import execute, generation_count  # noqa: PLC0415
-    from specbench_kangaroo.store import RunWriter, read_run  # noqa: PLC0415
+def benchmark(
+    request: Request,
+    command: str,
+    output: Path | None,
+    *,
+    resume: bool,
+    ray_address: str | None = None,
+) -> int:
+    """Run and show a benchmark; returns the exit status.
+
+    Args:
+        request: what is run.
+        command: how it was asked for.
+        output: the run folder, None for a new one under ``results``.
+        resume: continue the run in ``output``.
+        ray_address: of the cluster whose workers answer; None for this process, or for workers on
+            this machine if the request has several.
+    """
+    from specbench_kangaroo.interruption import interruptible  # noqa: PLC0415
+    from specbench_kangaroo.store import read_run  # noqa: PLC0415
 
     if resume and output is None:
         raise UsageError("--resume needs --output DIR, the folder of the run to continue")
-    bench = open_bench(request)
-    folder = output or RESULTS / _folder_name(list(bench.methods))
-    record = manifest(bench, name=folder.resolve().name, command=command)
-    writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
-    _say(_announcement(bench))
+    folder = output or _new_folder(request.methods)
     try:
-        total = generation_count(bench)
-        with writer, run_progress(total, done=len(writer.finished)) as on_finished:
-            execute(bench, writer, on_finished=on_finished)
-    except KeyboardInterrupt:
-        _say(f"interrupted: {len(writer.finished)} generations are in {folder}; go on with")
-        _say(f"  {_resuming(command, folder)}")
+        with interruptible() as interruption:
+            try:
+                with _runner(request, ray_address) as runner:
+                    _execute(runner, folder, command, resume=resume, interruption=interruption)
+            except KeyboardInterrupt:
+                _tell_how_to_go_on(folder, command, interruption.word)
+                return INTERRUPTED
+        return _conclude(read_run(folder))
+    except StorageError as error:  # not unusable input: what is there is whole, and can go on
+        _say(f"{error.problem}, then go on with {_resuming(command, folder)}")
         return INTERRUPTED
-    return _conclude(read_run(folder))
 
 
-def _folder_name(methods: list[str]) -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'+'.join(methods)}"
+@contextmanager
+def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
+    if request.settings.workers == 1 and ray_address is None:
+        from specbench_kangaroo.bench import open_bench  # noqa: PLC0415
+        from specbench_kangaroo.runner import OneProcess  # noqa: PLC0415
+
+        yield OneProcess(open_bench(request))
+    else:
+        from specbench_kangaroo.workers.session import opened  # noqa: PLC0415
+
+        with opened(request, ray_address, say=_say) as workers:
+            yield workers
 
 
-def _announcement(bench: Bench) -> str:
-    import torch  # noqa: PLC0415
+def _execute(
+    runner: Runner, folder: Path, command: str, *, resume: bool, interruption: Interruption
+) -> None:
+    from specbench_kangaroo.ledger import refuse_strangers  # noqa: PLC0415
+    from specbench_kangaroo.store import RunWriter  # noqa: PLC0415
 
+    record = runner.manifest(name=folder.resolve().name, command=command)
+    writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
+    _say(_announcement(record, runner.rounds))
+    total = len(runner.rounds) * len(record.methods)
+    with writer, run_progress(total, done=len(writer.finished)) as on_finished:
+        refuse_strangers(runner.rounds, writer)
+        runner.execute(writer, on_finished=on_finished, interruption=interruption)
+
+
+def _tell_how_to_go_on(folder: Path, command: str, what_happened: str) -> None:
+    from specbench_kangaroo.store import GENERATIONS  # noqa: PLC0415
+
+    generations = folder / GENERATIONS
+    if not generations.is_file():
+        _say(f"{what_happened}: nothing was measured yet")
+        return
+    count = generations.read_bytes().count(b"\n")
+    _say(f"{what_happened}: {count} generations are in {folder}; go on with")
+    _say(f"  {_resuming(command, folder)}")
+
+
+def _new_folder(methods: Sequence[str]) -> Path:
+    """Named by the time; a second run of that second, or after the clock was put back, by more."""
+    names = dict.fromkeys([BASELINE, *methods])
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'+'.join(names)}"
+    folder, number = RESULTS / name, 2
+    while folder.exists():
+        folder, number = RESULTS / f"{name}-{number}", number + 1
+    return folder
+
+
+def _announcement(record: Manifest, rounds: Sequence[Round]) -> str:
     from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
 
-    loaded, count = bench.loaded, len(bench.questions.questions)
-    threads = f" with {counted(torch.get_num_threads(), 'thread')}"
+    settings, workers = record.settings, record.settings["workers"]
+    threads = f" with {counted(settings['threads'], 'thread')}"
     return (
-        f"{loaded.name}, {loaded.dtype} on {loaded.device}"
-        f"{threads if loaded.device == 'cpu' else ''}; "
-        f"{counted(count, 'question')} of {bench.questions.name}; "
-        f"{', '.join(bench.methods)}"
+        f"{record.model}, {settings['dtype']} on {settings['device']}"
+        f"{threads if settings['device'] == 'cpu' else ''}"
+        f"{f', {workers} workers' if workers > 1 else ''}; "
+        f"{counted(len({item.question.question_id for item in rounds}), 'question')} of "
+        f"{record.questions}; {', '.join(record.methods)}"
     )
 
 
 def _conclude(run_: Run) -> int:
     """Write and show what the run found; returns the exit status."""
-    from specbench_kangaroo.cli.output import write_file  # noqa: PLC0415
     from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
     from specbench_kangaroo.cli.report import as_json, show  # noqa: PLC0415
     from specbench_kangaroo.stats import summarise  # noqa: PLC0415
+    from specbench_kangaroo.whole_writes import write_whole  # noqa: PLC0415
 
     summary = summarise(run_)
-    write_file(run_.folder / SUMMARY, as_json(summary))
-    show(summary)
+    show(summary)  # first: a full disk must not hide what hours have measured
+    write_whole(run_.folder / SUMMARY, as_json(summary))
     typer.echo(f"run folder: {run_.folder}")
     try:
         typer.echo(f"figure: {draw(summary, run_.folder)[0]}")

@@ -17,33 +17,58 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
-from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision
+from specbench_kangaroo.cli.completion import trainable_methods
+from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision, Template
 from specbench_kangaroo.cli.training_progress import progress_bar
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.loading.folders import stderr_console
+from specbench_kangaroo.loading.templates import template_named
+from specbench_kangaroo.request import DEFAULT_TEMPLATE
 
 _ANY_METHOD = "method"
 
-Prompts = Annotated[Path, typer.Argument(help="JSON lines, also .gz, with 'turns' or 'prompt'.")]
-Answers = Annotated[Path, Option("--output", help="JSON lines; what it has is not done again.")]
-Text = Annotated[list[Path], Option("--text", help="Made by specbench distil; repeatable.")]
-Features = Annotated[Path, Option("--features", help="Folder for the target's hidden states.")]
-Weights = Annotated[Path, Option("--output", help="The file of weights.")]
-NewTokens = Annotated[int, Option("--max-new-tokens", min=1)]
-PromptTokens = Annotated[int, Option("--max-prompt-tokens", min=1, help="Longer: left out.")]
-BatchSize = Annotated[int, Option("--batch", min=1, help="Prompts answered at once.")]
-Limit = Annotated[int | None, Option("--limit", min=1, help="The first N prompts.")]
-Temperature = Annotated[float, Option("--temperature", min=0, help="0 is greedy.")]
-Seed = Annotated[int, Option("--seed")]
-ExitLayer = Annotated[int | None, Option("--exit-layer", help="Default: the method's choice.")]
-Vocabulary = Annotated[int, Option("--draft-vocabulary", min=0, help="Frequent tokens; 0: all.")]
-MaxTokens = Annotated[int, Option("--max-tokens", min=1, help="Answer tokens seen in all.")]
-BatchTokens = Annotated[int, Option("--batch-tokens", min=1, help="Answer tokens a step.")]
-Rate = Annotated[float, Option("--learning-rate", min=0)]
-Optimiser = Annotated[str, Option("--optimiser", help="muon or adamw.")]
-Every = Annotated[int, Option("--validate-every", min=1, help="Answer tokens.")]
-Patience = Annotated[int, Option("--patience", min=1, help="Validations without a gain.")]
-TargetDtype = Annotated[str, Option("--dtype", help="Of the target; the head is float32.")]
+Prompts = Annotated[
+    Path, typer.Argument(metavar="PROMPTS", help="JSON lines, also .gz, with 'turns' or 'prompt'.")
+]
+Answers = Annotated[
+    Path, Option("--output", help="JSON lines; what it has is not done again.", metavar="FILE")
+]
+Text = Annotated[
+    list[Path], Option("--text", help="Made by specbench distil; repeatable.", metavar="FILE")
+]
+Features = Annotated[
+    Path, Option("--features", help="Folder for the target's hidden states.", metavar="DIR")
+]
+Weights = Annotated[Path, Option("--output", help="The file of weights.", metavar="FILE")]
+NewTokens = Annotated[int, Option("--max-new-tokens", min=1, help="Per answer.", metavar="N")]
+PromptTokens = Annotated[
+    int, Option("--max-prompt-tokens", min=1, help="Longer: left out.", metavar="N")
+]
+BatchSize = Annotated[int, Option("--batch", min=1, help="Prompts answered at once.", metavar="N")]
+Limit = Annotated[int | None, Option("--limit", min=1, help="The first N prompts.", metavar="N")]
+Temperature = Annotated[float, Option("--temperature", min=0, help="0 is greedy.", metavar="X")]
+Seed = Annotated[int, Option("--seed", help="Where chance starts from.", metavar="N")]
+ExitLayer = Annotated[
+    int | None, Option("--exit-layer", help="Default: the method's choice.", metavar="N")
+]
+Vocabulary = Annotated[
+    int, Option("--draft-vocabulary", min=0, help="Frequent tokens; 0: all.", metavar="N")
+]
+MaxTokens = Annotated[
+    int, Option("--max-tokens", min=1, help="Answer tokens seen in all.", metavar="N")
+]
+BatchTokens = Annotated[
+    int, Option("--batch-tokens", min=1, help="Answer tokens a step.", metavar="N")
+]
+Rate = Annotated[float, Option("--learning-rate", min=0, help="At its highest.", metavar="X")]
+Optimiser = Annotated[str, Option("--optimiser", help="muon or adamw.", metavar="NAME")]
+Every = Annotated[int, Option("--validate-every", min=1, help="Answer tokens.", metavar="N")]
+Patience = Annotated[
+    int, Option("--patience", min=1, help="Validations without a gain.", metavar="N")
+]
+TargetDtype = Annotated[
+    str, Option("--dtype", help="Of the target; the head is float32.", metavar="NAME")
+]
 Resume = Annotated[bool, Option("--resume", help="Go on from OUTPUT.checkpoint.")]
 
 
@@ -54,6 +79,7 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     output: Answers,
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
+    template: Template = DEFAULT_TEMPLATE,
     max_new_tokens: NewTokens = 256,
     max_prompt_tokens: PromptTokens = 260,
     batch: BatchSize = 64,
@@ -63,7 +89,11 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Let the target answer prompts: the text that its draft heads learn from."""
+    """Let the target answer prompts: the text that its draft heads learn from.
+
+    The text says with which --template it was asked for, so that training reads it in the same way.
+    """
+    template_named(template)  # before anything is loaded
     from specbench_kangaroo.loading.models import load_model  # noqa: PLC0415
     from specbench_kangaroo.training import distil as distilling  # noqa: PLC0415 (imports torch)
 
@@ -81,14 +111,17 @@ class _MethodCommands(TyperGroup):
     """One command a trainable method, all with the same flags; found only when one is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        if ctx.resilient_parsing:  # a shell asks, and does not wait for torch
+            return trainable_methods()
         from specbench_kangaroo.training.trainable import trainable_names  # noqa: PLC0415 (imports torch)
 
         return trainable_names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from specbench_kangaroo.training.trainable import trainable  # noqa: PLC0415
+        if not ctx.resilient_parsing:
+            from specbench_kangaroo.training.trainable import trainable  # noqa: PLC0415
 
-        trainable(cmd_name)  # a wrong name is an error that lists the right ones
+            trainable(cmd_name)  # a wrong name is an error that lists the right ones
         command = copy.copy(self.commands[_ANY_METHOD])
         command.name = cmd_name
         return command

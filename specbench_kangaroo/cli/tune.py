@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specbench_kangaroo.cli.completion import methods, run_folders
 from specbench_kangaroo.cli.output import plain_text, write_file, writing
 from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
 from specbench_kangaroo.errors import UsageError
@@ -39,7 +40,12 @@ class TuneFormat(StrEnum):
 
 
 Logged = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder: threshold 0, and steps such as 12.")
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run folder: threshold 0, and steps such as 12.",
+        autocompletion=run_folders,
+    ),
 ]
 Method = Annotated[
     str | None,
@@ -47,6 +53,7 @@ Method = Annotated[
         help="One with the options steps and threshold.",
         show_default="the only one of the run",
         metavar="NAME",
+        autocompletion=methods,
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Run the best setting too, into RUN-tuned.")]
@@ -54,7 +61,9 @@ Format = Annotated[TuneFormat, typer.Option("--format", help="What to write.")]
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="A file to write; the figure goes beside it.", show_default="standard output"
+        help="A file to write; the figure goes beside it.",
+        show_default="standard output",
+        metavar="FILE",
     ),
 ]
 

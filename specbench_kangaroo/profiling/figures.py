@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
 from scipy.stats import quantile_test
 
 from specbench_kangaroo.bootstrap import CONFIDENCE_LEVEL, Figure, Floats, Ratio, figures
-from specbench_kangaroo.profiling.contest import Answer
-from specbench_kangaroo.profiling.profile import Sample, Samples
+from specbench_kangaroo.profiling.profile import Sample, Samples, Sweeps
 from specbench_kangaroo.profiling.subjects import GENERATE, peer_of
-from specbench_kangaroo.profiling.verify_cost import ROWS
+from specbench_kangaroo.profiling.sums import beside, columns_of, differing
 from specbench_kangaroo.records import BASELINE
-
-PROFILE_VERSION = 1
 
 _SHARED = {
     "vanilla_over_generate": Ratio(
@@ -37,10 +33,16 @@ _SHARED = {
     ),
     "vanilla_ms_per_token": Ratio((f"{BASELINE}.decode_ms",), (f"{BASELINE}.decode_tokens",)),
     "generate_ms_per_token": Ratio((f"{GENERATE}.decode_ms",), (f"{GENERATE}.decode_tokens",)),
+    # Each answer against the bandwidth of its own repeat: a machine that drifts hits both alike.
+    "vanilla_over_floor": Ratio((f"{BASELINE}.decode_ms",), (f"{BASELINE}.floor_ms",)),
     "harness_share": Ratio(
         (f"{BASELINE}.phases_ms",), (f"{BASELINE}.decode_ms",), scale=-1.0, constant=1.0
     ),
 }
+_OVER_FIRST = Ratio(
+    (f"{BASELINE}.tokens", f"first.{BASELINE}.total_ms"),
+    (f"first.{BASELINE}.tokens", f"{BASELINE}.total_ms"),
+)
 
 # A method's speed over its peer's: the key, and the columns that it is made of.
 _AGAINST = (
@@ -54,48 +56,71 @@ class MethodProfile:
     """One method: ``speedup`` over the baseline, what only drafting methods have, its peer.
 
     ``differs`` counts the prompts on which it gave other tokens than the baseline, and
-    ``generate_differs`` those on which its peer did; None without a peer.
+    ``generate_differs`` those on which its peer did; None without a peer, and both for random
+    weights, whose every token is a near tie.
     """
 
     figures: Mapping[str, Figure]
-    differs: int
+    differs: int | None
     generate_differs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """A profile in figures; ``about`` says what was measured, and where."""
+class EngineProfile:
+    """What one backend gives."""
 
-    about: Mapping[str, Any]
     figures: Mapping[str, Figure]
     verify_ms: Mapping[int, Figure]  # by rows of a pass
     verify_ratio: Mapping[int, Figure]  # to one row, paired within a sweep
     methods: Mapping[str, MethodProfile]  # without the baseline
+    generate_differs: int | None  # prompts with other tokens than the baseline's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A profile in figures; ``about`` says what was measured, and where.
+
+    With ``latency_only`` the weights are random: no figure depends on what a draft is worth.
+    """
+
+    about: Mapping[str, Any]
+    limits: Mapping[str, Figure]  # of the machine: the floor, and what it was measured with
+    engines: Mapping[str, EngineProfile]  # by backend
     prompts: int
-    generate_differs: int  # prompts on which generate gave other tokens than the baseline
+    latency_only: bool = False
+
+    @property
+    def first(self) -> EngineProfile:
+        """The backend that the others are set to."""
+        return next(iter(self.engines.values()))
 
 
-def summarise_profile(samples: Samples, *, weight_bytes: int, about: Mapping[str, Any]) -> Profile:
+def summarise_profile(
+    samples: Samples, *, weight_bytes: int, about: Mapping[str, Any], latency_only: bool = False
+) -> Profile:
     """Every figure of a profile; ``weight_bytes`` are those that one token reads."""
-    names = list(dict.fromkeys(sample.contestant for sample in samples.answers))
-    apart = {GENERATE, BASELINE, *map(peer_of, names)}
-    methods = [name for name in names if name not in apart]
-    columns = _columns(samples.answers, names)
-    bandwidth = median_figure(samples.bandwidths_gb_s)
+    floors_ms = [weight_bytes / gb_s / 1e6 for gb_s in samples.bandwidths_gb_s]
+    by_backend = {
+        backend: [sample for sample in samples.answers if sample.backend in (backend, None)]
+        for backend in samples.sweeps
+    }
+    columns = {backend: columns_of(of, floors_ms) for backend, of in by_backend.items()}
+    first = next(iter(columns))
     return Profile(
         about=about,
-        figures={
-            **figures(_SHARED, columns),
-            "floor_ms_per_token": _floor_ms(weight_bytes, bandwidth),
-            "bandwidth_gb_s": bandwidth,
+        limits=_limits(samples, weight_bytes),
+        engines={
+            backend: _engine(
+                by_backend[backend],
+                columns[backend] if backend == first else beside(columns[backend], columns[first]),
+                samples.sweeps[backend],
+                over=None if backend == first else first,
+                latency_only=latency_only,
+            )
+            for backend in samples.sweeps
         },
-        verify_ms={rows: median_figure([s[rows] for s in samples.sweeps]) for rows in ROWS},
-        verify_ratio={
-            rows: median_figure([s[rows] / s[1] for s in samples.sweeps]) for rows in ROWS
-        },
-        methods={name: _method(samples.answers, columns, name) for name in methods},
-        prompts=len(next(iter(columns.values()))),
-        generate_differs=_differs(samples.answers, GENERATE),
+        prompts=len({sample.prompt for sample in samples.answers}),
+        latency_only=latency_only,
     )
 
 
@@ -110,52 +135,12 @@ def median_figure(samples: Sequence[float]) -> Figure:
     return Figure(value, float(found.low), float(found.high))
 
 
-def to_json(profile: Profile) -> dict[str, Any]:
-    """The document of ``specbench profile --format json``; keys without a meaning are absent."""
-    methods = {name: _method_json(method) for name, method in profile.methods.items()}
-    drafting = [method for method in methods.values() if "draft_step_ms" in method]
-    return {
-        "schema_version": PROFILE_VERSION,
-        **profile.about,
-        **{name: asdict(figure) for name, figure in profile.figures.items()},
-        "generate_differs": profile.generate_differs,
-        "verify_ms": {str(rows): asdict(item) for rows, item in profile.verify_ms.items()},
-        "verify_ratio": {str(rows): asdict(item) for rows, item in profile.verify_ratio.items()},
-        **({"draft_step_ms": drafting[0]["draft_step_ms"]} if drafting else {}),
-        "methods": methods,
-    }
-
-
-def _method_json(method: MethodProfile) -> dict[str, Any]:
-    counts = {"differs": method.differs}
-    if method.generate_differs is not None:
-        counts["generate_differs"] = method.generate_differs
-    return {key: asdict(figure) for key, figure in method.figures.items()} | counts
-
-
-def _columns(answers: Sequence[Sample], names: Sequence[str]) -> dict[str, Floats]:
-    """Sums per prompt, (n,) each, under names such as ``vanilla.decode_ms``."""
-    count = 1 + max(sample.prompt for sample in answers)
-    columns: dict[str, Floats] = {}
-    for sample in answers:
-        for key, amount in _amounts(sample.answer).items():
-            column = columns.setdefault(f"{sample.contestant}.{key}", np.zeros(count))
-            column[sample.prompt] += amount
-    return columns
-
-
-def _amounts(answer: Answer) -> dict[str, float]:
-    decoded = answer.decoded
-    return {
-        "tokens": len(decoded.output_ids),
-        "passes": answer.passes,
-        "total_ms": decoded.total_ms,
-        "decode_tokens": len(decoded.output_ids) - answer.first_tokens,
-        "decode_ms": decoded.total_ms - decoded.ttft_ms,
-        "phases_ms": sum(s.draft_ms + s.verify_ms + s.accept_ms for s in decoded.steps),
-        "steps": len(decoded.steps),
-        "accepted": sum(step.accepted for step in decoded.steps),
-    }
+def _limits(samples: Samples, weight_bytes: int) -> dict[str, Figure]:
+    bandwidth = median_figure(samples.bandwidths_gb_s)
+    found = {"floor_ms_per_token": _floor_ms(weight_bytes, bandwidth), "bandwidth_gb_s": bandwidth}
+    if samples.matmuls_tflop_s:
+        found["matmul_tflop_s"] = median_figure(samples.matmuls_tflop_s)
+    return found
 
 
 def _floor_ms(weight_bytes: int, bandwidth: Figure) -> Figure:
@@ -166,6 +151,36 @@ def _floor_ms(weight_bytes: int, bandwidth: Figure) -> Figure:
     )
     assert value is not None
     return Figure(value, low, high)
+
+
+def _engine(
+    answers: Sequence[Sample],
+    columns: Mapping[str, Floats],
+    sweeps: Sweeps,
+    *,
+    over: str | None,
+    latency_only: bool,
+) -> EngineProfile:
+    """One backend's figures; ``over`` is the one that its baseline is set to."""
+    names = list(dict.fromkeys(sample.contestant for sample in answers))
+    apart = {GENERATE, BASELINE, *map(peer_of, names)}
+    summarised = _latency if latency_only else _method
+    ratios = _SHARED if over is None else {**_SHARED, f"{BASELINE}_over_{over}": _OVER_FIRST}
+    return EngineProfile(
+        figures=figures(ratios, columns),
+        verify_ms={rows: median_figure([s[rows] for s in sweeps]) for rows in sweeps[0]},
+        verify_ratio={rows: median_figure([s[rows] / s[1] for s in sweeps]) for rows in sweeps[0]},
+        methods={name: summarised(answers, columns, name) for name in names if name not in apart},
+        generate_differs=None if latency_only else differing(answers, GENERATE),
+    )
+
+
+def _latency(answers: Sequence[Sample], columns: Mapping[str, Floats], name: str) -> MethodProfile:
+    """Of a method on random weights: what a draft costs, and nothing that acceptance goes into."""
+    del columns
+    draft_steps_ms = _draft_steps_ms(answers, name)
+    found = {"draft_step_ms": median_figure(draft_steps_ms)} if draft_steps_ms else {}
+    return MethodProfile(found, None)
 
 
 def _method(answers: Sequence[Sample], columns: Mapping[str, Floats], name: str) -> MethodProfile:
@@ -183,7 +198,7 @@ def _method(answers: Sequence[Sample], columns: Mapping[str, Floats], name: str)
     if draft_steps_ms:
         found["draft_step_ms"] = median_figure(draft_steps_ms)
     return MethodProfile(
-        found, _differs(answers, name), _differs(answers, peer) if has_peer else None
+        found, differing(answers, name), differing(answers, peer) if has_peer else None
     )
 
 
@@ -213,10 +228,3 @@ def _draft_steps_ms(answers: Sequence[Sample], name: str) -> list[float]:
         if steps_ms := [step.draft_ms / step.drafted for step in steps if step.drafted]:
             medians_ms.append(median(steps_ms))
     return medians_ms
-
-
-def _differs(answers: Sequence[Sample], name: str) -> int:
-    """The prompts to which a contestant ever gave other tokens than the baseline."""
-    ours = {(s.prompt, s.answer.decoded.output_ids) for s in answers if s.contestant == BASELINE}
-    theirs = {(s.prompt, s.answer.decoded.output_ids) for s in answers if s.contestant == name}
-    return len({prompt for prompt, _ in theirs - ours})

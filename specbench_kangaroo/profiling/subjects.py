@@ -6,18 +6,32 @@ measured, or any method by name but the baseline.
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from specbench_kangaroo.bench import method_options
+from specbench_kangaroo.bench import check_backend, method_options, recorder_of
+from specbench_kangaroo.devices import (
+    check_device,
+    check_dtype,
+    default_device,
+    default_dtype,
+    main_device,
+)
 from specbench_kangaroo.environment import environment
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.models import LoadedModel, chat_prompt, load_model
-from specbench_kangaroo.method import Method
+from specbench_kangaroo.loading.models import LoadedModel, load_model
+from specbench_kangaroo.loading.shapes import LATENCY_ONLY, Shape, random_model, shape_named
+from specbench_kangaroo.loading.templates import chat_prompt, template_named
+from specbench_kangaroo.method import Method, MethodOptions
+from specbench_kangaroo.profiling.untrained import untrained_drafts
 from specbench_kangaroo.questions import load_questions, select
 from specbench_kangaroo.records import BASELINE
 from specbench_kangaroo.registry import method_class, method_names
@@ -28,6 +42,7 @@ GENERATE = "generate"
 
 # So short that decoding, not the prefill, is most of an answer.
 MAX_PROMPT_TOKENS = 200
+_RANDOM_PROMPTS = (32, 64, 96, 128, 160, 200)  # tokens of a shape's prompts
 
 
 @runtime_checkable
@@ -57,10 +72,13 @@ class ProfileRequest:
     """A profile as it was asked for.
 
     No methods means those with trained weights for the model, and with ``peers`` also those that
-    transformers' ``generate`` has.
+    transformers' ``generate`` has; for a shape, those whose draft can be trained.
     """
 
-    model: ModelChoice
+    model: ModelChoice  # its backend is not looked at
+    backends: tuple[str, ...] = ("eager",)
+    shape: str | None = None  # random weights of this size in place of the model's
+    exit_layer: int | None = None  # of the untrained drafts of a shape
     methods: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     new_tokens: int = 64
@@ -69,56 +87,153 @@ class ProfileRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subjects:
-    """All that a profile measures, loaded; ``methods`` has the baseline first."""
+class Engine:
+    """The target as one backend runs it; ``methods`` has the baseline first."""
 
-    loaded: LoadedModel
+    backend: str
     target: Target
-    untouched: Any  # the same model once more, attention and all as transformers loads it
     methods: Mapping[str, Method]
+
+    @property
+    def captures(self) -> bool:
+        """Whether passes are captured when they are first met."""
+        return self.target.recorder is not None
+
+
+class Turn(NamedTuple):
+    """A contestant in its place; ``backend`` None is transformers' own."""
+
+    name: str
+    backend: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What is said of a model beside its weights; a shape's are random."""
+
+    name: str
+    dtype: str
+    device: str
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subjects:
+    """All that a profile measures, loaded; every engine has the same methods."""
+
+    model: Model
+    engines: tuple[Engine, ...]  # one a backend; the first is the one that the others are set to
+    untouched: Any  # the same model once more, attention and all as transformers loads it
     prompts: tuple[tuple[int, ...], ...]
     peers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arguments of generate
 
+    def engine(self, backend: str) -> Engine:
+        """The engine of a backend."""
+        return next(engine for engine in self.engines if engine.backend == backend)
+
     @property
-    def contestants(self) -> tuple[str, ...]:
-        """``generate``, the baseline, and the methods, each just before its peer."""
-        pairs = chain.from_iterable((name, peer_of(name)) for name in self.methods)
-        return (GENERATE, *(name for name in pairs if name in self.methods or name in self.peers))
+    def turns(self) -> tuple[Turn, ...]:
+        """``generate``, the baseline, and the methods by backend, each just before its peer."""
+        found = [Turn(GENERATE)]
+        for name in self.engines[0].methods:
+            found += [Turn(name, engine.backend) for engine in self.engines]
+            found += [Turn(peer_of(name))] if peer_of(name) in self.peers else []
+        return tuple(found)
 
 
 def open_subjects(request: ProfileRequest) -> Subjects:
     """Check and load everything that a profile needs, what costs least first.
 
     Raises:
-        UsageError: a model, method or option that does not exist, fit or work here.
+        UsageError: a model, shape, backend, method or option that does not exist, fit or work here.
     """
     method_options(request.methods, request.options if request.methods else ())
     if request.peers and request.methods:
         _require_a_peer(request.methods)
+    template_named(request.model.template)
+    for backend in request.backends:
+        check_backend(replace(request.model, backend=backend))
+    return (_of_model if request.shape is None else _of_shape)(request)
+
+
+def _targets(request: ProfileRequest, model: Any, **about: Any) -> dict[str, Target]:
+    """One a backend, all of the same modules; ``about`` is what the targets are told of them."""
+    choices = {name: replace(request.model, backend=name) for name in request.backends}
+    return {
+        name: Target(model, **about, recorder=recorder_of(choice, model.device))
+        for name, choice in choices.items()
+    }
+
+
+def _of_model(request: ProfileRequest) -> Subjects:
+    if request.exit_layer is not None:
+        raise UsageError("--exit-layer is for the untrained drafts of a --shape; leave it out")
     choice = request.model
     load = {"revision": choice.revision, "dtype": choice.dtype, "device": choice.device}
     loaded = load_model(choice.name, **load)
-    prompts = _prompts(loaded, request.new_tokens)
-    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer)
-    chosen = request.methods or _chosen(target, peers=request.peers)
-    options = method_options(chosen, request.options)
-    methods = {name: method_class(name).load(target, given) for name, given in options.items()}
+    prompts = _prompts(loaded, request)
+    targets = _targets(request, loaded.model, name=loaded.name, tokenizer=loaded.tokenizer)
+    first = next(iter(targets.values()))
+    chosen = request.methods or _chosen(first, peers=request.peers)
+    engines = _engines(targets, method_options(chosen, request.options))
     return Subjects(
-        loaded=loaded,
-        target=target,
+        model=Model(name=loaded.name, dtype=loaded.dtype, device=loaded.device),
+        engines=engines,
         untouched=load_model(choice.name, **load).model,
-        methods=methods,
         prompts=prompts,
-        peers=_peers(methods) if request.peers else {},
+        peers=_peers(engines[0].methods) if request.peers else {},
+    )
+
+
+def _of_shape(request: ProfileRequest) -> Subjects:
+    """The weights are there once for all but the targets, which lay them out anew."""
+    if request.peers:
+        raise UsageError("--peers compares what drafts are worth, and random weights' are nothing")
+    shape, choice = shape_named(str(request.shape)), request.model
+    device = main_device(check_device(choice.device or default_device()))
+    dtype = check_dtype(choice.dtype or default_dtype(device), device)
+    model: Any = random_model(shape, dtype=dtype, device=device, copies=1 + len(request.backends))
+    untouched = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    targets = _targets(request, model)  # without a name: no shipped draft weights are for it
+    with TemporaryDirectory() as folder:
+        drafts = untrained_drafts(
+            model, request.methods, Path(folder), exit_layer=request.exit_layer
+        )
+        options = method_options(tuple(drafts), (*chain(*drafts.values()), *request.options))
+        engines = _engines(targets, options)
+    target = engines[0].target
+    return Subjects(
+        model=Model(name=shape.name, dtype=dtype, device=device, shape=shape),
+        engines=engines,
+        untouched=untouched,
+        prompts=_random_prompts(target, _longest(shape.name, target.context_length, request)),
+    )
+
+
+def _engines(
+    targets: Mapping[str, Target], options: Mapping[str, MethodOptions]
+) -> tuple[Engine, ...]:
+    return tuple(
+        Engine(
+            backend=backend,
+            target=target,
+            methods={name: method_class(name).load(target, of) for name, of in options.items()},
+        )
+        for backend, target in targets.items()
     )
 
 
 def about(subjects: Subjects, request: ProfileRequest) -> dict[str, Any]:
     """What is measured, how often, and on which machine."""
+    model = subjects.model
+    shape = {} if model.shape is None else {"weights": LATENCY_ONLY, "shape": model.shape.config}
     return {
-        "model": subjects.loaded.name,
-        "dtype": subjects.loaded.dtype,
-        "device": subjects.loaded.device,
+        "model": model.name,
+        **shape,
+        "dtype": model.dtype,
+        "device": model.device,
+        "backend": subjects.engines[0].backend,
+        **({} if shape else {"template": request.model.template}),
         "threads": torch.get_num_threads(),
         "prompt_tokens": [len(prompt) for prompt in subjects.prompts],
         "new_tokens": request.new_tokens,
@@ -169,21 +284,40 @@ def _require_a_peer(methods: Sequence[str]) -> None:
         )
 
 
-def _prompts(loaded: LoadedModel, new_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """The first built-in question of every task, as a chat prompt that leaves room to answer.
+def _prompts(loaded: LoadedModel, request: ProfileRequest) -> tuple[tuple[int, ...], ...]:
+    """The first built-in question of every task, as a chat prompt that leaves room to answer."""
+    longest = _longest(loaded.name, loaded.context_length, request)
+    questions = select(load_questions("builtin").questions, limit=1)
+    template = request.model.template
+    whole = [
+        chat_prompt(loaded.tokenizer, question.turns[:1], template=template)
+        for question in questions
+    ]
+    return tuple(_shortened(prompt, longest) for prompt in whole)
+
+
+def _random_prompts(target: Target, longest: int) -> tuple[tuple[int, ...], ...]:
+    """Token ids that mean nothing, as many as chat prompts have."""
+    chance = random.Random(0)
+    return tuple(
+        tuple(chance.randrange(target.vocab_size) for _ in range(min(length, longest)))
+        for length in _RANDOM_PROMPTS
+    )
+
+
+def _longest(name: str, context_length: int, request: ProfileRequest) -> int:
+    """Tokens that a prompt may have beside its answer.
 
     Raises:
-        UsageError: the context has no room for a prompt beside the answer.
+        UsageError: the context has no room for one.
     """
-    longest = min(MAX_PROMPT_TOKENS, loaded.context_length - new_tokens)
+    longest = min(MAX_PROMPT_TOKENS, context_length - request.new_tokens)
     if longest < 1:
         raise UsageError(
-            f"--new-tokens {new_tokens} leaves no room for a prompt: the context of {loaded.name} "
-            f"has {loaded.context_length} tokens"
+            f"--new-tokens {request.new_tokens} leaves no room for a prompt: the context of {name} "
+            f"has {context_length} tokens"
         )
-    questions = select(load_questions("builtin").questions, limit=1)
-    whole = [chat_prompt(loaded.tokenizer, question.turns[:1]) for question in questions]
-    return tuple(_shortened(prompt, longest) for prompt in whole)
+    return longest
 
 
 def _shortened(prompt: Sequence[int], longest: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ Knows: :class:`~specbench_kangaroo.profiling.figures.Profile`.  Does not know: h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from specbench_kangaroo.bootstrap import Figure
-from specbench_kangaroo.profiling.figures import Profile
+from specbench_kangaroo.loading.shapes import LATENCY_ONLY
+from specbench_kangaroo.profiling.figures import EngineProfile, MethodProfile, Profile
+from specbench_kangaroo.profiling.verify_cost import ROWS
 from specbench_kangaroo.records import BASELINE
-from specbench_kangaroo.reports.sheets import ABSENT, interval_text
+from specbench_kangaroo.reports.sheets import ABSENT, counted, interval_text
 
 # Label, key and format of a line.
 _SPEEDS = (
@@ -24,8 +26,12 @@ _SPEEDS = (
     (f"ms per token: {BASELINE}", "vanilla_ms_per_token", ".2f"),
     ("  generate", "generate_ms_per_token", ".2f"),
     ("  floor: weights read once", "floor_ms_per_token", ".2f"),
-    ("memory bandwidth, GB/s", "bandwidth_gb_s", ".1f"),
+    (f"{BASELINE} / floor", "vanilla_over_floor", ".2f"),
     ("harness share of decoding", "harness_share", ".1%"),
+)
+_MACHINE = (
+    ("memory bandwidth, GB/s", "bandwidth_gb_s", ".1f"),
+    ("matrix products, TFLOP/s", "matmul_tflop_s", ".3g"),
 )
 _METHOD_COLUMNS = (
     ("speedup", "speedup"),
@@ -45,38 +51,60 @@ _CAPTION = (
 
 def terminal(profile: Profile) -> Group:
     """Tables for :meth:`rich.console.Console.print`."""
-    parts: list[RenderableType] = [_title(profile), Text(), _speeds(profile)]
-    parts.append(Text(_tokens_line("generate", profile.generate_differs, profile.prompts)))
-    parts += [Text(), _passes(profile), Text()]
-    if profile.methods:
-        parts += [_methods(profile), Text()]
-    if any(method.generate_differs is not None for method in profile.methods.values()):
-        parts += [*_against(profile), Text()]
-    return Group(*parts, *(Text(line, style="dim") for line in _CAPTION))
+    parts: list[RenderableType] = [_title(profile), Text()]
+    for number, (backend, engine) in enumerate(profile.engines.items()):
+        if len(profile.engines) > 1:
+            parts += [Text(f"backend {backend}", style="bold")]
+        parts += [*_engine(profile, engine, is_first=number == 0), Text()]
+    return Group(*parts, *(Text(line, style="dim") for line in _captions(profile)))
+
+
+def _captions(profile: Profile) -> Iterator[str]:
+    yield from _CAPTION
+    if profile.latency_only:
+        yield f"{LATENCY_ONLY}; what drafts are worth is not measured"
 
 
 def _title(profile: Profile) -> Text:
     about = profile.about
-    threads = f" with {about['threads']} threads" if about["device"] == "cpu" else ""
-    where = f"{about['model']}, {about['dtype']} on {about['device']}{threads}"
+    threads = f" with {counted(about['threads'], 'thread')}" if about["device"] == "cpu" else ""
+    what = f"{about['model']} ({LATENCY_ONLY})" if profile.latency_only else about["model"]
+    where = f"{what}, {about['dtype']} on {about['device']}{threads}"
     how = f"{profile.prompts} prompts, {about['new_tokens']} new tokens"
     repeats = about["repeats"]
     often = "measured once" if repeats == 1 else f"measured {repeats} times"
     return Text(f"{where}\n{how}, {often}", style="bold")
 
 
-def _speeds(profile: Profile) -> Table:
+def _engine(profile: Profile, engine: EngineProfile, *, is_first: bool) -> Iterator[RenderableType]:
+    """One backend's tables; what is the machine's own stands with the first."""
+    yield _speeds(profile, engine, is_first=is_first)
+    if engine.generate_differs is not None:
+        yield Text(_tokens_line("generate", engine.generate_differs, profile.prompts))
+    yield Text()
+    yield _passes(engine)
+    if engine.methods:
+        yield Text()
+        yield _drafts(engine) if profile.latency_only else _methods(profile, engine)
+    if any(method.generate_differs is not None for method in engine.methods.values()):
+        yield Text()
+        yield from _against(profile, engine)
+
+
+def _speeds(profile: Profile, engine: EngineProfile, *, is_first: bool) -> Table:
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", min_width=8)
     table.add_column()
-    for label, key, form in _SPEEDS:
+    found = {**profile.limits, **engine.figures}
+    lines = [*_SPEEDS, *(_MACHINE if is_first else ())]
+    over = next(iter(profile.engines))
+    if not is_first:
+        lines.insert(0, (f"speed of {BASELINE} / {over}'s", f"{BASELINE}_over_{over}", ".2f"))
+    for label, key, form in lines:
         # Apart, so that values stand in line where some have no interval.
-        value, _, interval = _cell(profile.figures, key, form).partition(" ")
+        value, _, interval = _cell(found, key, form).partition(" ")
         table.add_row(label, value, interval)
-    floor_ms = profile.figures["floor_ms_per_token"].value
-    if plain := profile.figures.get("vanilla_ms_per_token"):
-        table.add_row(f"{BASELINE} / floor", f"{plain.value / floor_ms:.2f}")
     return table
 
 
@@ -86,34 +114,48 @@ def _tokens_line(who: str, differs: int, prompts: int) -> str:
     return f"{who} gave other tokens than {BASELINE} on {differs} of {prompts} prompts"
 
 
-def _passes(profile: Profile) -> Table:
-    """What a pass of the target costs by its rows."""
+def _passes(engine: EngineProfile) -> Table:
+    """What a pass of the target costs by its rows; the JSON document has more of them on a GPU."""
     table = _table("rows of a pass", "ms", "of one row's")
-    for rows, figure in profile.verify_ms.items():
-        table.add_row(str(rows), interval_text(figure), interval_text(profile.verify_ratio[rows]))
+    for rows, figure in engine.verify_ms.items():
+        if rows in ROWS:
+            ratio = engine.verify_ratio[rows]
+            table.add_row(str(rows), interval_text(figure), interval_text(ratio))
     return table
 
 
-def _methods(profile: Profile) -> Table:
+def _drafts(engine: EngineProfile) -> Table:
+    """What one more drafted token costs, of heads that nobody has trained."""
+    table = _table("untrained draft", "draft step, ms")
+    for name, method in engine.methods.items():
+        table.add_row(name, _cell(method.figures, "draft_step_ms", ".2f"))
+    return table
+
+
+def _methods(profile: Profile, engine: EngineProfile) -> Table:
     table = _table("method", *(heading for heading, _ in _METHOD_COLUMNS), "other tokens")
-    for name, method in profile.methods.items():
+    for name, method in engine.methods.items():
         cells = (_cell(method.figures, key, ".2f") for _, key in _METHOD_COLUMNS)
         table.add_row(name, *cells, f"{method.differs} of {profile.prompts}")
     return table
 
 
-def _against(profile: Profile) -> list[RenderableType]:
+def _against(profile: Profile, engine: EngineProfile) -> list[RenderableType]:
     """Methods that ``generate`` has too: their times, its times, and its tokens."""
     table = _table("method", "ms per token", "generate's", "speed / its")
     lines = []
-    for name, method in profile.methods.items():
+    for name, method in engine.methods.items():
         if method.generate_differs is None:
             continue
-        for label, keys in zip((name, "  without the prefill"), _AGAINST, strict=True):
-            table.add_row(label, *(_cell(method.figures, key, ".2f") for key in keys))
+        _add_against(table, name, method)
         who = f"generate by {name}"
         lines.append(Text(_tokens_line(who, method.generate_differs, profile.prompts)))
     return [Text("against transformers' own", style="bold"), table, *lines]
+
+
+def _add_against(table: Table, name: str, method: MethodProfile) -> None:
+    for label, keys in zip((name, "  without the prefill"), _AGAINST, strict=True):
+        table.add_row(label, *(_cell(method.figures, key, ".2f") for key in keys))
 
 
 def _table(first: str, *headings: str) -> Table:

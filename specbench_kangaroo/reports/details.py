@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from specbench_kangaroo.bootstrap import INTERVAL_NAME, Figure
 from specbench_kangaroo.reports.comparison import reason
+from specbench_kangaroo.reports.device import measures_energy
 from specbench_kangaroo.reports.sheets import (
     Cell,
     Column,
@@ -35,6 +36,7 @@ _LATENCY = (
     ("TPOT,", "ms"),
     ("base", "TPOT"),
 )
+_ENERGY = (("J per", "token"), ("base J", "per token"))
 _OF_BASELINE = ("tok/s", "TTFT, ms", "TPOT, ms")
 _OF_METHOD = ("speedup", "mean accepted", "acc.\nrate", "tok/s", "base", "ideal", "of\nideal")
 
@@ -53,7 +55,8 @@ def section(summary: Summary, method: str, *, with_reason: bool) -> Section:
 
 def latency(summary: Summary, method: str) -> Section:
     """What a method's own table has no room for: Spec-Bench's speedup, passes, and latencies."""
-    columns = (Column(Cell(" ".join(lines), lines)) for lines in _LATENCY)
+    energy = _ENERGY if measures_energy(summary, method) else ()
+    columns = (Column(Cell(" ".join(lines), lines)) for lines in (*_LATENCY, *energy))
     return Section(
         title=f"{summary.label(method)}: speedup by Spec-Bench's formula, compression, latency",
         sheet=Sheet(
@@ -81,6 +84,7 @@ def memory_caption(peak_rss_mb: float) -> str:
 
 def _latency_rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
     baseline = summary.methods[summary.baseline].tasks
+    energy = ("joules_per_token",) if measures_energy(summary, method) else ()
     for task, part in summary.methods[method].tasks.items():
         base = baseline[task].figures
         yield (
@@ -90,6 +94,11 @@ def _latency_rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
             *(
                 _ms_cell(figures, name)
                 for name in ("ttft_ms", "tpot_ms")
+                for figures in (part.figures, base)
+            ),
+            *(
+                interval_cell(figures, name, ".3g")
+                for name in energy
                 for figures in (part.figures, base)
             ),
         )
@@ -102,8 +111,10 @@ def _ms_cell(figures: Mapping[str, Figure], name: str) -> Cell:
 
 
 def _sheet(summary: Summary, method: str) -> Sheet:
-    headings = _OF_BASELINE if method == summary.baseline else _OF_METHOD
-    cells = (Cell(name.replace("\n", " "), tuple(name.split("\n"))) for name in ("n", *headings))
+    headings = ["n", *(_OF_BASELINE if method == summary.baseline else _OF_METHOD)]
+    if method == summary.baseline and measures_energy(summary, method):
+        headings.append("J per\ntoken")
+    cells = (Cell(name.replace("\n", " "), tuple(name.split("\n"))) for name in headings)
     columns = (Column(Cell("task"), left=True), *(Column(cell) for cell in cells))
     return Sheet(columns, tuple(_rows(summary, method)), bold=OVERALL)
 
@@ -112,15 +123,17 @@ def _rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
     baseline = summary.methods[summary.baseline].tasks
     for task, part in summary.methods[method].tasks.items():
         if method == summary.baseline:
-            cells = _of_baseline(part.figures)
+            cells = _of_baseline(part.figures, energy=measures_energy(summary, method))
         else:
             cells = _of_method(part.figures, baseline[task].figures)
         yield (Cell(task), Cell(str(part.n)), *cells)
 
 
-def _of_baseline(figures: Mapping[str, Figure]) -> tuple[Cell, ...]:
+def _of_baseline(figures: Mapping[str, Figure], *, energy: bool) -> tuple[Cell, ...]:
     names = ("tokens_per_second", "ttft_ms", "tpot_ms")
-    return tuple(interval_cell(figures, name, ".1f") for name in names)
+    cells = [interval_cell(figures, name, ".1f") for name in names]
+    cells += [interval_cell(figures, "joules_per_token", ".3g")] if energy else []
+    return tuple(cells)
 
 
 def _of_method(figures: Mapping[str, Figure], baseline: Mapping[str, Figure]) -> tuple[Cell, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from specbench_kangaroo.records import COMPLETE
-from specbench_kangaroo.reports import comparison, details, published, side_by_side
+from specbench_kangaroo.reports import comparison, details, device, published, side_by_side
 from specbench_kangaroo.reports.sheets import Document, Note, Part, Report, Section
 from specbench_kangaroo.stats import Summary
 
@@ -77,6 +77,10 @@ def _detail_captions(summary: Summary, methods: Sequence[str]) -> Iterator[str]:
         yield details.IDEAL_CAPTION
     if methods:
         yield details.latency_caption(summary)
+    if any(device.measures_energy(summary, name) for name in methods):
+        yield device.ENERGY_CAPTION
+    if (on_device := device.memory_caption(summary)) is not None:
+        yield on_device
     if summary.peak_rss_mb is not None:
         yield details.memory_caption(summary.peak_rss_mb)
 
@@ -89,6 +93,8 @@ def _published(summary: Summary, methods: Sequence[str]) -> Iterator[Section]:
 
 
 def _closing(summary: Summary) -> tuple[Note, ...]:
+    notes = device.notes(summary.device_health)
     if summary.status == COMPLETE:
-        return ()
-    return (Note(f"The run is {summary.status}: these are the figures of what it has so far."),)
+        return notes
+    unfinished = f"The run is {summary.status}: these are the figures of what it has so far."
+    return (*notes, Note(unfinished))

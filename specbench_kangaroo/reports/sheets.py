@@ -11,8 +11,10 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from specbench_kangaroo.bootstrap import Figure
+if TYPE_CHECKING:  # scipy takes 0.3 s to import, which a run would wait for before it starts
+    from specbench_kangaroo.bootstrap import Figure
 
 ABSENT = "–"
 

@@ -3,8 +3,9 @@
 Knows: prompts, the file of answers, ``transformers``' own batched ``generate``.  Does not know: our
 decoding loop (one sequence at a time, made to be measured), methods, training.
 
-A line of the output is ``{"task", "source", "prompt", "response_ids"}``; the ids end with EOS where
-the target ended its answer.
+A line of the output is ``{"task", "source", "prompt", "response_ids"}``, with "template" too where
+prompts were not written with the tokenizer's own; the ids end with EOS where the target ended its
+answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from transformers import GenerationConfig
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.jsonl import as_line, drop_torn_line, read_lines
 from specbench_kangaroo.loading.models import LoadedModel
-from specbench_kangaroo.training.texts import Prompt, read_prompts
+from specbench_kangaroo.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.training.texts import TEMPLATE, Prompt, read_prompts
 
 _BATCHES_SORTED_TOGETHER = 16  # batches of like length, yet a file cut short is a fair sample
 
@@ -35,6 +37,7 @@ class DistilSettings:
     limit: int | None = None  # the first prompts of the file that are short enough
     temperature: float = 0.0
     seed: int = 0
+    template: str = DEFAULT_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def distil(
         UsageError: unreadable prompts, a gzipped output, or a context too short for the settings.
     """
     _check(loaded, output, settings)
-    known = read_prompts(prompts, loaded.tokenizer)
+    known = read_prompts(prompts, loaded.tokenizer, template=settings.template)
     short = [prompt for prompt in known if len(prompt.ids) <= settings.max_prompt_tokens]
     wanted = short[: settings.limit]
     finished = _finished(output)
@@ -80,7 +83,7 @@ def distil(
     with output.open("ab") as file:
         for batch in _batches(todo, settings.batch):
             for prompt, response in zip(batch, answer(loaded, batch, settings), strict=True):
-                file.write(as_line(_record(prompt, response)))
+                file.write(as_line(_record(prompt, response, settings.template)))
             file.flush()
             done += len(batch)
             report(done, len(wanted))
@@ -148,10 +151,11 @@ def _until_eos(ids: Sequence[int], eos: frozenset[int]) -> tuple[int, ...]:
     return tuple(ids[:end])
 
 
-def _record(prompt: Prompt, response: Sequence[int]) -> Mapping[str, Any]:
+def _record(prompt: Prompt, response: Sequence[int], template: str) -> Mapping[str, Any]:
     return {
         "task": prompt.task,
         "source": prompt.source,
         "prompt": prompt.text,
         "response_ids": response,
+        **({TEMPLATE: template} if template != DEFAULT_TEMPLATE else {}),
     }

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from specbench_kangaroo import __version__
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.families import home
+from specbench_kangaroo.lm_head import matrix_of
 from specbench_kangaroo.loading.folders import sha256_of
 from specbench_kangaroo.loading.models import LoadedModel
 from specbench_kangaroo.training.features import Document, FeatureStore, collect
@@ -90,7 +92,14 @@ def fit(
     lm_head = _lm_head(loaded)
     head = trainee.head(_vocabulary(store, loaded, plan.draft_vocabulary, len(lm_head)))
     hooks.on_stage("training")  # begins with the target's predictions
-    trainer = Trainer(head, store, lm_head, plan.settings, checkpoint=plan.checkpoint)
+    trainer = Trainer(
+        head,
+        store,
+        lm_head,
+        plan.settings,
+        checkpoint=plan.checkpoint,
+        config=loaded.model.config,
+    )
     about = {"method": method, "start": trainee.start, "text": [asdict(t) for t in corpus.texts]}
     output = _Output(plan, loaded, trainee, head, about)
 
@@ -198,6 +207,5 @@ def _prepare_output(plan: FitPlan) -> None:
 
 def _lm_head(loaded: LoadedModel) -> Tensor:
     """(V, H) float32, frozen."""
-    model: Any = loaded.model
-    weight: Tensor = model.get_output_embeddings().weight
-    return weight.detach().float()
+    module: Any = loaded.model.get_output_embeddings()
+    return matrix_of(module, home(module)).float()

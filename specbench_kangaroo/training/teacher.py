@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specbench_kangaroo.lm_head import capped
 from specbench_kangaroo.training.features import FINAL, FeatureStore
 
 _Rows = NDArray[np.int64]  # indices into a store's N rows
@@ -58,6 +60,7 @@ class Teacher:
         vocabulary: (V',) its rows that the draft predicts over.
         top_k: how many predictions to keep, at most V': the rest of the mass is spread over them.
         ahead: whose predictions a position's state is to imitate; 0 is its own.
+        config: the target's, which may cap its logits; None: they are not capped.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class Teacher:
         *,
         top_k: int,
         ahead: Sequence[int] = (0,),
+        config: Any = None,
     ) -> None:
         self._store = store
+        self._config = config
         self._ahead = tuple(ahead)
         self._answers = [_answer_rows(store, i) for i in range(len(store.spans))]
         count, top_k = len(store.tokens), min(top_k, len(vocabulary))
@@ -86,6 +91,7 @@ class Teacher:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             chunk = rows[start : start + _ROWS_AT_ONCE]
             logits = torch.from_numpy(final[chunk]).to(head) @ head.T  # (n, V')
+            logits = capped(logits, self._config)
             top = torch.topk(logits, self._ids.shape[1])
             self._ids[chunk] = top.indices.to("cpu", torch.int32)
             self._probabilities[chunk] = torch.softmax(top.values, -1).to("cpu", torch.float16)

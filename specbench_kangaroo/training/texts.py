@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.models import chat_prompt
+from specbench_kangaroo.loading.templates import chat_prompt
+from specbench_kangaroo.request import DEFAULT_TEMPLATE
 from specbench_kangaroo.training.features import Document
+
+TEMPLATE = "template"  # of a distilled record; one without it was asked with the tokenizer's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Prompt:
     ids: tuple[int, ...]
 
 
-def read_prompts(path: Path, tokenizer: Any) -> list[Prompt]:
+def read_prompts(path: Path, tokenizer: Any, *, template: str = DEFAULT_TEMPLATE) -> list[Prompt]:
     """The first turn of every record, each text once, in the file's order.
 
     Raises:
@@ -42,7 +45,7 @@ def read_prompts(path: Path, tokenizer: Any) -> list[Prompt]:
                 f"{path}:{number}: needs 'turns', a list of texts, or 'prompt', a text"
             )
         if text not in prompts:
-            ids = tuple(chat_prompt(tokenizer, [text]))
+            ids = tuple(chat_prompt(tokenizer, [text], template=template))
             task, source = str(record.get("task", "")), str(record.get("source", ""))
             prompts[text] = Prompt(text, task, source, ids)
     if not prompts:
@@ -51,7 +54,7 @@ def read_prompts(path: Path, tokenizer: Any) -> list[Prompt]:
 
 
 def read_documents(path: Path, tokenizer: Any) -> list[Document]:
-    """Distilled records as documents, prompts written with the chat template.
+    """Distilled records as documents, prompts written with the template that they were asked with.
 
     An answer of a single token is left out: the prefill gives that one, nothing is drafted.
 
@@ -67,7 +70,8 @@ def read_documents(path: Path, tokenizer: Any) -> list[Document]:
                 "make the file with specbench distil"
             )
         if len(response) > 1:
-            prompt = chat_prompt(tokenizer, [text])
+            template = str(record.get(TEMPLATE, DEFAULT_TEMPLATE))
+            prompt = chat_prompt(tokenizer, [text], template=template)
             document = Document((*prompt, *response), len(prompt), str(record.get("task", "")))
             documents.append(document)
     return documents

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class Trainer:
     Args:
         lm_head: (V, H) the target's own output matrix; it stays frozen.
         checkpoint: written at every validation; training continues from it if it exists.
+        config: the target's, for a cap on its logits; the head's own are never capped, neither
+            here nor when it drafts.
 
     Raises:
         UsageError: the checkpoint was made with other settings.
@@ -80,6 +82,7 @@ class Trainer:
         settings: TrainSettings,
         *,
         checkpoint: Path | None = None,
+        config: Any = None,
     ) -> None:
         self._head = head
         self._settings = settings
@@ -87,7 +90,12 @@ class Trainer:
         self._device = lm_head.device
         self._frozen = FrozenHead(lm_head[head.vocabulary])
         self._teacher = Teacher(
-            store, lm_head, head.vocabulary, top_k=settings.teacher_top_k, ahead=head.ahead
+            store,
+            lm_head,
+            head.vocabulary,
+            top_k=settings.teacher_top_k,
+            ahead=head.ahead,
+            config=config,
         )
         order = np.random.default_rng(settings.seed).permutation(len(store.spans)).tolist()
         held_back = max(1, round(settings.validation_share * len(order)))

@@ -15,7 +15,13 @@ from typing import Any
 from specbench_kangaroo.loading.catalogue import MODELS
 from specbench_kangaroo.questions import SOURCES
 from specbench_kangaroo.records import Manifest
-from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
+from specbench_kangaroo.request import (
+    DEFAULT_TEMPLATE,
+    ModelChoice,
+    QuestionChoice,
+    Request,
+    Settings,
+)
 
 _DEFAULT = Settings()
 
@@ -35,6 +41,7 @@ def request_again(manifest: Manifest, method: str, options: Mapping[str, Any]) -
             dtype=settings.get("dtype"),
             device=settings.get("device"),
             backend=settings.get("backend", ModelChoice(name="").backend),
+            template=settings.get("template", DEFAULT_TEMPLATE),
         ),
         questions=QuestionChoice(
             source=_source(manifest),
@@ -62,6 +69,7 @@ def _words(request: Request, output: Path | None) -> Iterator[str]:
         ("dtype", model.dtype, None),
         ("device", model.device, None),
         ("backend", model.backend, ModelChoice(name="").backend),
+        ("template", model.template, DEFAULT_TEMPLATE),
         ("questions", questions.source, None),
         *(("task", task, None) for task in questions.tasks),
         ("limit", questions.limit, None),

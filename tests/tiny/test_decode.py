@@ -1,11 +1,12 @@
 """The loop, with methods that guess never, always, or only so far: exact records are asserted."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
-from specbench_kangaroo.clock import FakeClock, WallClock
+from specbench_kangaroo.clock import ClockError, FakeClock, WallClock, in_order
 from specbench_kangaroo.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict
 from specbench_kangaroo.records import ExitReason
@@ -136,3 +137,47 @@ def test_phases_are_the_time_between_their_stamps(text: list[int]) -> None:
     assert found.steps[1].context_length == len(PROMPT) + 5
     assert found.steps[0].exit_reason is ExitReason.MAX_STEPS
     assert found.steps[0].verify_share == 1.0
+
+
+def timed(text: list[int], times_ms: Sequence[float]) -> Decoded:
+    oracle = Oracle(text, right=3, drafted=3, obedient=True)
+    limits = Limits(max_new_tokens=7, eos=NO_EOS)
+    return decode(target(FAMILY), oracle, PROMPT, limits=limits, clock=FakeClock(times_ms))
+
+
+@pytest.mark.parametrize("at", range(1, 11))
+def test_a_clock_that_goes_back_makes_no_times(text: list[int], at: int) -> None:
+    """Between any two stamps: a phase of negative time would make its method look fast."""
+    times_ms = [100.0 + 10 * i - (25 if i >= at else 0) for i in range(11)]
+    with pytest.raises(ClockError, match="went back by 15 ms during this answer"):
+        timed(text, times_ms)
+
+
+def test_a_clock_without_a_number_makes_no_times(text: list[int]) -> None:
+    with pytest.raises(ClockError):
+        timed(text, [100, 130, 131, float("nan"), *range(150, 157)])
+
+
+def test_a_step_back_below_the_clocks_resolution_is_no_step() -> None:
+    assert in_order([0.0, 2.0, 1.9995, 3.0]) == [0.0, 2.0, 2.0, 3.0]
+    assert in_order([]) == []
+
+
+class Unsure(Oracle):
+    """Gives a confidence that ``shares`` makes."""
+
+    shares: tuple[object, ...] = ()
+
+    def propose(self, root: int, budget: int) -> Draft:
+        return replace(super().propose(root, budget), confidence=self.shares)  # type: ignore[arg-type]
+
+
+def test_a_confidence_is_written_down_as_plain_numbers(text: list[int]) -> None:
+    unsure = Unsure(text, right=1, drafted=2, obedient=True)
+    unsure.shares = (torch.tensor(0.5), 1)
+    (step, *_) = run(unsure, 3).steps
+    assert step.confidence == (0.5, 1.0)
+    assert set(map(type, step.confidence)) == {float}, "JSON knows no tensors"
+    unsure.shares = (float("nan"),)
+    with pytest.raises(ValueError, match="a method must give finite numbers"):
+        run(unsure, 3)

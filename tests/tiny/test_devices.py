@@ -80,6 +80,14 @@ def test_defaults_by_device() -> None:
     assert devices.default_device() in devices.available_devices()
 
 
+def test_auto_is_a_device_that_begins_where_the_default_is() -> None:
+    assert devices.check_device("auto") == "auto"
+    assert devices.main_device("auto") == devices.default_device()
+    assert devices.main_device("cuda:1") == "cuda:1"
+    with pytest.raises(UsageError, match=r"unknown device 'all'; .*auto, cpu"):
+        devices.check_device("all")
+
+
 def test_memory_is_plausible() -> None:
     assert 10 < devices.rss_mb() <= devices.peak_rss_mb() * 1.05
     assert devices.peak_rss_mb() < 100_000, "wrong unit"

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,17 @@ def test_unusable_prompts_name_the_line(content: str, reason: str, tmp_path: Pat
         read_prompts(path, Words())
     with pytest.raises(UsageError, match="cannot read"):
         read_prompts(tmp_path / "nowhere.jsonl", Words())
+
+
+def test_answers_say_with_which_template_they_were_asked(prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    distil(load(), prompts, output, replace(SETTINGS, template="plain", limit=2))
+    assert [line["template"] for line in lines(output)] == ["plain", "plain"]
+    (document, *_) = read_documents(output, Words())
+    assert document.tokens[: document.prompt_length] == tuple(map(int, TEXTS[0].split()))
+    output.write_text(output.read_text().replace("plain", "fancy"))
+    with pytest.raises(UsageError, match="unknown template 'fancy'"):
+        read_documents(output, Words())
 
 
 def test_documents_are_prompt_and_answer(tmp_path: Path) -> None:

@@ -3,57 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig
 
 from specbench_kangaroo.cli.main import main
-from specbench_methods.parts.kangaroo_adapter import write_untrained
 
-from .bench import SAVED, WORDS, save_model, save_questions
+from .run_process import N_QUESTIONS, run_of_seconds, start, wait_for_generations
 
-N_QUESTIONS = 8
 KILL_AFTER = 3  # generations
-PATIENCE_S = 300
 TIMED = ("speedup", "per_second", "_ms", "_share", "_cost", "realised")
 
 
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A run that takes seconds: long enough to be killed in the middle."""
     monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
-    model, adapter = save_model(tmp_path), tmp_path / "adapter.safetensors"
-    write_untrained(LlamaConfig(**SAVED), adapter, exit_layer=1, vocabulary_size=len(WORDS))
-    questions = save_questions(tmp_path / "questions.jsonl", count=N_QUESTIONS)
-    return [
-        *("run", "--model", str(model), "--questions", str(questions)),
-        *("--method", "kangaroo", "--option", f"kangaroo.adapter={adapter}"),
-        *("--option", "kangaroo.threshold=0.02", "--max-new-tokens", "96", "--device", "cpu"),
-    ]
+    return run_of_seconds(tmp_path)
 
 
 def kill_in_the_middle(arguments: list[str], folder: Path) -> None:
-    command = [sys.executable, "-m", "specbench_kangaroo.cli.main", *arguments]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # a run is resumed only with as many
-    }
-    process = subprocess.Popen(
-        [*command, "--output", str(folder)], env=environment, stderr=subprocess.PIPE
-    )
-    generations, deadline_s = folder / "generations.jsonl", time.monotonic() + PATIENCE_S
-    while not generations.exists() or generations.read_bytes().count(b"\n") < KILL_AFTER:
-        assert process.poll() is None, f"the run ended early: {process.communicate()[1]!r}"
-        assert time.monotonic() < deadline_s, "the run makes no generations"
-        time.sleep(0.01)
+    process = start([*arguments, "--output", str(folder)])
+    wait_for_generations(process, folder, KILL_AFTER)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

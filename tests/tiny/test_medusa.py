@@ -20,13 +20,16 @@ from specbench_kangaroo.training.train import Trainer
 from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.medusa import Medusa, MedusaOptions
 from specbench_methods.parts.medusa_heads import (
+    KIND,
     Heads,
     HeadsShape,
+    LoadedHeads,
     count_parameters,
-    load_heads,
 )
+from specbench_methods.parts.medusa_heads import load_heads as load_source
 from specbench_methods.parts.medusa_training import HEADS, MedusaTrainee
 from specbench_methods.parts.medusa_trees import PUBLISHED, write_untrained
+from specbench_methods.parts.weight_sources import locate
 
 from .models import VOCABULARY, random_model, target
 
@@ -37,6 +40,10 @@ PROMPT = [5, 9, 3, 14, 7, 11, 3, 14]
 @pytest.fixture
 def heads(tmp_path: Path) -> str:
     return write_untrained(target(FAMILY).config, tmp_path / "heads.safetensors", own=False)
+
+
+def load_heads(path: Path, config: Any) -> LoadedHeads:
+    return load_source(locate(str(path), KIND), config)
 
 
 def answer(method: Medusa, new: int = 24) -> Decoded:
@@ -113,7 +120,7 @@ def test_what_cannot_be_drafted_is_refused(
 
 
 def test_without_heads_the_error_says_where_they_come_from() -> None:
-    with pytest.raises(UsageError, match="make some with specbench train medusa"):
+    with pytest.raises(UsageError, match="make your own with specbench train medusa"):
         Medusa.load(target(FAMILY), MedusaOptions())
 
 

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading import weights
-from specbench_kangaroo.loading.models import chat_prompt, load_model
+from specbench_kangaroo.loading.models import load_model
+from specbench_kangaroo.loading.templates import chat_prompt
 
 WORDS = ["<unk>", "<eos>", "<end>", "user", "assistant", ":", "hello", "there", "again"]
 TEMPLATE = (

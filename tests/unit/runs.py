@@ -104,6 +104,12 @@ def make_generation(
     return replace(generation, **changes)
 
 
+def make_answer(number: int, method: str = "vanilla") -> tuple[Generation, list[StepRecord]]:
+    """The answer to question ``number``, and its steps."""
+    steps = make_steps(method)
+    return make_generation(method, number, steps=steps), steps
+
+
 def make_judgement(key: GenerationKey, verdict: Lossless = Lossless.EXACT) -> Judgement:
     differs = verdict is not Lossless.EXACT
     return Judgement(
@@ -154,6 +160,14 @@ def make_run(
                             writer.judge(make_judgement(generation.key))
         writer.close(status)
     return folder
+
+
+def resume_run(folder: Path, *, answers: int) -> None:
+    """Resumes a run of :func:`make_answer`'s answers and makes those that it does not have."""
+    with RunWriter.resume(folder, make_manifest()) as writer:
+        for generation, steps in map(make_answer, range(answers)):
+            if generation.key not in writer.finished:
+                writer.append(generation, steps)
 
 
 class Side(NamedTuple):

@@ -83,7 +83,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--limit", "0"], "--limit"),
         (["run", "--temperature", "-1"], "--temperature"),
         (["run", "--temperature", "1", "--top-p", "0"], r"top_p must lie in \(0, 1\]"),
-        (["run", "--backend", "graph"], "graph backend is not available yet"),
+        (["run", "--backend", "graph"], "graph backend needs a CUDA device, not cpu"),
         (["run", "--batch-size", "4"], "--batch-size is 1, not 4"),
         (["run", "--resume"], "--resume needs --output DIR"),
         (["run", "--method", "kangoroo"], "did you mean 'kangaroo'"),

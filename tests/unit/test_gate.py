@@ -334,6 +334,7 @@ REFUSED = {
         "builtin (ff)",
     ),
     "dtype": (lambda run: with_settings(run, dtype="bfloat16"), "float32", "bfloat16"),
+    "template": (lambda run: with_settings(run, template="vicuna"), "tokenizer", "vicuna"),
     "seed": (lambda run: with_settings(run, seed=7), "0", "7"),
     "max_new_tokens": (lambda run: with_settings(run, max_new_tokens=64), "13", "64"),
     "temperature": (lambda run: with_settings(run, temperature=0.7), "0.0", "0.7"),

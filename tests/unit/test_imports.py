@@ -24,18 +24,20 @@ def _core(names: str) -> frozenset[str]:
 
 
 REPORTING = _core(
-    "bootstrap errors journal jsonl lossless metrics questions records registry run_json "
-    "sampling_check stats store totals"
+    "bootstrap errors journal jsonl lossless metrics questions record_types records registry "
+    "run_json run_reader sampling_check stats store totals whole_writes"
 )
 REPORTING_PACKAGES = _core("figures gate reports tuning")  # with every module in them
 ENGINE = _core(
-    "accept attention cache clock decode errors layers method packed records rope sampling target "
-    "tree"
+    "accept attention cache clock decode errors families graphs host layers lm_head method packed "
+    "placement records rope sampling segments target tree"
 )
 KNOWS_TRANSFORMERS = {
     f"{CORE}.target": "registers our attention and runs a model's layers by range",
     f"{CORE}.loading.models": "loads models and tokenizers from a folder",
+    f"{CORE}.loading.quantised": "asks which ways of packing weights transformers can load",
     f"{CORE}.loading.convert": "reads a GGUF file with transformers' own reader",
+    f"{CORE}.loading.shapes": "builds a model of random weights from a config",
     f"{CORE}.training.distil": "lets the target answer prompts in batches with its own generate",
 }
 LOADS_METHODS = f"{CORE}.registry"  # by the package's name, as a string

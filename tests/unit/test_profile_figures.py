@@ -6,7 +6,8 @@ import pytest
 
 from specbench_kangaroo.decode import Decoded
 from specbench_kangaroo.profiling.contest import Answer
-from specbench_kangaroo.profiling.figures import Profile, median_figure, summarise_profile, to_json
+from specbench_kangaroo.profiling.document import to_json
+from specbench_kangaroo.profiling.figures import Profile, median_figure, summarise_profile
 from specbench_kangaroo.profiling.profile import Sample, Samples
 from specbench_kangaroo.profiling.verify_cost import ROWS
 from specbench_kangaroo.records import ExitReason, StepRecord
@@ -29,10 +30,11 @@ def step(number: int, *, drafted: int, accepted: int, draft_ms: float) -> StepRe
     )
 
 
-def profile() -> Profile:
+def profile(*, latency_only: bool = False) -> Profile:
     """Vanilla takes 10 + 4 · 8 ms and generate 20 + 4 · 16, on two prompts.
 
-    The draft takes 10 + 18 ms; its peer 30 + 12, with three of five tokens after the prefill.
+    The draft takes 10 + 18 ms; its peer 30 + 12, with three of five tokens after the prefill.  As
+    graphs vanilla takes 13 + 4 · 2 ms.
     """
     plain = tuple(step(i, drafted=0, accepted=0, draft_ms=0.0) for i in range(4))
     drafts = (
@@ -47,14 +49,25 @@ def profile() -> Profile:
         "generate:draft": Answer(Decoded((*ids[:4], 0), (), 30.0, 42.0), 2, first_tokens=3),
         "alone": Answer(Decoded(ids, drafts, 10.0, 28.0), 3),
     }
+    faster = Answer(Decoded(ids, plain, 13.0, 21.0), 5)
     return summarise_profile(
         Samples(
-            [Sample(name, prompt, one) for prompt in (0, 1) for name, one in given.items()],
-            [{rows: float(rows) * speed for rows in ROWS} for speed in (1, 2, 3)],
-            [10.0, 12.0, 20.0],
+            [
+                Sample(name, prompt, one, None if "generate" in name else "eager")
+                for prompt in (0, 1)
+                for name, one in given.items()
+            ]
+            + [Sample("vanilla", prompt, faster, "graph") for prompt in (0, 1)],
+            {
+                "eager": [{rows: float(rows) * speed for rows in ROWS} for speed in (1, 2, 3)],
+                "graph": [{1: 0.5, 2: 0.5}] * 6,
+            },
+            [12.0, 10.0, 20.0],
+            [0.5, 0.7, 0.6],
         ),
         weight_bytes=6 * 10**6,
         about={},
+        latency_only=latency_only,
     )
 
 
@@ -66,16 +79,55 @@ def profile() -> Profile:
         ("vanilla_ms_per_token", 8.0),
         ("generate_ms_per_token", 16.0),
         ("harness_share", 1 - 28 / 32),
+        ("vanilla_over_floor", 16.0),
         ("bandwidth_gb_s", 12.0),
         ("floor_ms_per_token", 0.5),
+        ("matmul_tflop_s", 0.6),
     ],
 )
 def test_figures_follow_from_the_times(name: str, value: float) -> None:
-    assert profile().figures[name].value == pytest.approx(value)
+    found = profile()
+    assert {**found.first.figures, **found.limits}[name].value == pytest.approx(value)
+
+
+def test_every_answer_is_set_to_the_floor_of_its_own_repeat() -> None:
+    """A machine that is twice as slow in its second half is as far from its floor as before."""
+    ids, plain = (7, 8, 9), tuple(step(i, drafted=0, accepted=0, draft_ms=0.0) for i in range(2))
+    given = [Answer(Decoded(ids, plain, 1.0, 1.0 + 2 * ms), 3) for ms in (3.0, 6.0)]
+    samples = [
+        Sample(name, prompt, given[repeat], backend, repeat)
+        for repeat in (0, 1)
+        for prompt in (0, 1)
+        for name, backend in (("generate", None), ("vanilla", "eager"))
+    ]
+    measured = Samples(samples, {"eager": [{1: 1.0}]}, [8.0, 4.0])
+    found = summarise_profile(measured, weight_bytes=8 * 10**6, about={}).first.figures
+    ratio = found["vanilla_over_floor"]
+    assert (ratio.low, ratio.value, ratio.high) == (3, 3, 3)
+
+
+def test_a_further_backend_is_set_to_the_first() -> None:
+    found = to_json(profile())
+    assert found["vanilla_ms_per_token"]["value"] == 8, "the first backend's keys stay on top"
+    graph = found["backends"]["graph"]
+    assert graph["vanilla_ms_per_token"]["value"] == 2
+    assert graph["vanilla_over_eager"]["value"] == 2
+    assert graph["vanilla_over_generate"]["value"] == 4
+    assert graph["vanilla_over_floor"]["value"] == pytest.approx(4)
+    assert list(graph["verify_ms"]) == ["1", "2"]
+    assert "backends" not in graph
+    assert "vanilla_over_eager" not in found
+
+
+def test_random_weights_have_no_figure_of_what_a_draft_is_worth() -> None:
+    found = to_json(profile(latency_only=True))
+    assert found["methods"]["draft"].keys() == {"draft_step_ms"}
+    assert "generate_differs" not in found, "with random weights every token is a near tie"
+    assert found["vanilla_over_generate"]["value"] == 2
 
 
 def test_a_method_is_measured_by_depth_and_against_vanilla() -> None:
-    figures = profile().methods["draft"].figures
+    figures = profile().first.methods["draft"].figures
     assert figures["speedup"].value == pytest.approx(42 / 28)
     assert figures["mean_accepted_tokens"].value == 2
     assert figures["draft_step_ms"].value == 1.5, "3 ms for a draft two deep"
@@ -95,7 +147,7 @@ def test_a_method_is_measured_by_depth_and_against_vanilla() -> None:
     ],
 )
 def test_a_method_is_measured_against_generate_of_the_same_method(name: str, value: float) -> None:
-    assert profile().methods["draft"].figures[name].value == pytest.approx(value)
+    assert profile().first.methods["draft"].figures[name].value == pytest.approx(value)
 
 
 def test_a_peer_is_no_method_and_its_other_tokens_are_counted() -> None:
@@ -107,7 +159,7 @@ def test_a_peer_is_no_method_and_its_other_tokens_are_counted() -> None:
 
 
 def test_ratios_of_passes_are_paired_within_a_sweep() -> None:
-    found = profile()
+    found = profile().first
     assert found.verify_ms[4].value == 8
     assert {item.value for item in found.verify_ratio.values()} == set(map(float, ROWS)), (
         "sweeps at different speeds must not blur the ratio"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.records import (
     SCHEMA_VERSION,
-    ExitReason,
     Generation,
     GenerationKey,
     Judgement,
@@ -20,6 +20,7 @@ from specbench_kangaroo.records import (
     StepRecord,
 )
 from specbench_kangaroo.store import RunWriter, read_run
+from tests.unit.random_records import GENERATIONS
 from tests.unit.runs import (
     make_generation,
     make_judgement,
@@ -88,53 +89,6 @@ def test_an_empty_run_has_frames_with_columns(tmp_path):
     assert run.generations.empty
     assert "draft_ms" in run.steps.columns
     assert "verdict" in run.judgements.columns
-
-
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
-STEPS = st.lists(
-    st.builds(
-        StepRecord,
-        step=st.integers(0, 99),
-        context_length=st.integers(0, 10**6),
-        drafted=st.integers(0, 60),
-        accepted=st.integers(0, 60),
-        emitted=st.integers(0, 61),
-        rows=st.integers(1, 100),
-        exit_reason=st.sampled_from(ExitReason),
-        confidence=st.lists(FINITE, max_size=4).map(tuple),
-        verify_share=FINITE,
-        draft_ms=FINITE,
-        verify_ms=FINITE,
-        accept_ms=FINITE,
-    ),
-    max_size=4,
-)
-GENERATIONS = st.lists(
-    st.tuples(
-        st.builds(
-            Generation,
-            method=st.text(max_size=8),
-            question_id=st.integers(0, 3),
-            category=st.text(max_size=4),
-            task=st.text(max_size=4),
-            turn=st.integers(0, 1),
-            repeat=st.integers(0, 1),
-            status=st.sampled_from(Status),
-            error=st.none() | st.text(),
-            prompt_tokens=st.integers(0, 10**6),
-            output_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
-            text=st.text(),  # line separators of every kind among it
-            new_tokens=st.integers(0, 10**6),
-            target_passes=st.integers(0, 10**6),
-            ttft_ms=FINITE,
-            total_ms=FINITE,
-            peak_rss_mb=st.none() | FINITE,
-        ),
-        STEPS,
-    ),
-    max_size=4,
-    unique_by=lambda pair: pair[0].key,
-)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -374,6 +328,27 @@ def test_runs_of_every_schema_version_still_load():
         assert len(run.generations)
         assert len(run.steps) > len(run.generations)
         assert len(run.judgements)
+
+
+def test_a_run_of_an_older_schema_goes_on_as_one_of_this(tmp_path):
+    golden = Path(__file__).parent / "golden" / "run"
+    shutil.copytree(golden, tmp_path / "run")
+    before = read_run(golden)
+    RunWriter.resume(tmp_path / "run", before.manifest).close("complete")
+    after = read_run(tmp_path / "run")
+    assert after.manifest == replace(before.manifest, schema_version=SCHEMA_VERSION)
+    assert after.generations.equals(before.generations)
+    assert after.steps.equals(before.steps)
+
+
+def test_what_schema_2_added_reads_back():
+    run = read_run(Path(__file__).parent / "golden" / "run-2")
+    first, second = (run.generations[run.generations["worker"] == number] for number in (0, 1))
+    assert (len(first), len(second)) == (6, 6), "each worker answered two of the four questions"
+    assert first["peak_device_mb"].eq(412.5).all()
+    assert first["energy_j"].gt(0).all()
+    assert second[["peak_device_mb", "energy_j"]].isna().all(axis=None), "not measured is not 0"
+    assert [edge.throttle for edge in run.device[2:4]] == [("sw_power_cap",)] * 2
 
 
 def test_a_run_from_before_a_field_had_been_added_still_loads(tmp_path):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from specbench_kangaroo.host import to_host
 from specbench_kangaroo.method import Draft, Resume
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.sampling import Sampler
@@ -32,10 +33,12 @@ class Chain:
     def extend(self, logits: Tensor, sampler: Sampler | None) -> None:
         """Draft one token from the draft model's logits (V,): the likeliest, or a drawn one."""
         probabilities = logits.softmax(-1, torch.promote_types(logits.dtype, torch.float32))
-        self.confidence.append(float(probabilities.max()))
         if sampler is None:
-            self.tokens.append(int(logits.argmax()))
+            confidence, token = to_host(probabilities.max(), logits.argmax())
+            self.confidence.append(confidence)
+            self.tokens.append(token)
             return
+        self.confidence.append(float(probabilities.max()))
         proposal = sampler.sampling.probabilities(logits)  # [V]
         self.tokens.append(sampler.chance.pick(proposal))
         self.proposals.append(proposal)

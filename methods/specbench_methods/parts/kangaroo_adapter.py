@@ -18,10 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.folders import sha256_of
-from specbench_methods.parts.weight_files import check_tensors, read_safetensors, read_tensors
+from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
+from specbench_methods.parts.weight_sources import WeightKind, WeightSource
 
 PUBLISHED_ROPE_BASE = 10_000.0  # fixed in the authors' code, whatever the target's own base
+PUBLISHED_EXIT_LAYERS = {67_117_056: 2, 104_867_840: 3}  # of Vicuna 7B and 13B, by parameters
+KIND = WeightKind(
+    method="kangaroo",
+    option="adapter",
+    title="Kangaroo adapter",
+    names=("kangaroo.safetensors", "model.safetensors", "pytorch_model.bin"),
+)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q [B, n_q, T, d], k [B, n_kv, T, d], v [B, n_kv, T, d]) -> [B, n_q, T, d]."""
@@ -157,33 +164,38 @@ def write_untrained(config: Any, path: Path, *, exit_layer: int, vocabulary_size
     return str(path)
 
 
-def load_adapter(path: Path, shape: AdapterShape, *, exit_layer: int | None) -> LoadedAdapter:
-    """Read a checkpoint strictly: our safetensors, or the published ``pytorch_model.bin``.
+def load_adapter(
+    source: WeightSource, shape: AdapterShape, *, exit_layer: int | None
+) -> LoadedAdapter:
+    """Read a checkpoint strictly: our own file, or one in the authors' layout.
 
-    A published checkpoint says neither its exit layer nor its RoPE base: the first must be given,
-    the second is the 10,000 that its authors' code fixes.
+    A published checkpoint says neither its exit layer nor its RoPE base.  The first is known for
+    the authors' two adapters by their size and must be given for others; the second is the 10,000
+    that the authors' code fixes.
 
     Raises:
-        UsageError: no such file, no exit layer, or a tensor that is missing, extra or misshapen.
+        UsageError: a file that is not whole, no exit layer, another target's adapter, or a tensor
+            that is missing, extra or misshapen.
     """
-    if path.is_dir():
-        path = path / "pytorch_model.bin"
-    if not path.is_file():
-        raise UsageError(f"no adapter at {path}: give a .safetensors or pytorch_model.bin file")
-    if path.suffix == ".safetensors":
-        tensors, info = _read_safetensors(path)
-    else:
-        tensors, info = _read_published(path, exit_layer)
+    path = source.path
+    tensors, note = read_weights(source, KIND)
+    with torch.device("meta"):
+        adapter = Adapter(shape)
+    if "norm.weight" in tensors:
+        hidden_size = len(tensors["norm.weight"])
+        check_sizes(path, {"hidden size": (hidden_size, shape.hidden_size)})
+    check_tensors(path, tensors, adapter.state_dict(), owner="a Kangaroo adapter")
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    known = exit_layer or PUBLISHED_EXIT_LAYERS.get(parameters)
+    info = _published(path, known) if note is None else _info(note)
     if exit_layer not in (None, info.exit_layer):
         raise UsageError(
             f"{path} was trained for exit layer {info.exit_layer}, not {exit_layer}: leave "
             "kangaroo.exit_layer out"
         )
-    with torch.device("meta"):
-        adapter = Adapter(shape)
-    check_tensors(path, tensors, adapter.state_dict(), owner="a Kangaroo adapter")
     adapter.load_state_dict(tensors, assign=True)
-    return LoadedAdapter(adapter.eval(), info, sha256_of(path))
+    record = {**source.origin, "parameters": parameters}
+    return LoadedAdapter(adapter.eval(), info, source.sha256(), record if note is None else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +205,15 @@ class LoadedAdapter:
     adapter: Adapter
     info: AdapterInfo
     sha256: str  # of the file
+    found: Mapping[str, Any] = field(default_factory=dict)  # where a published one was found
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AdapterInfo]:
-    tensors, fields = read_safetensors(path, "kangaroo")
+def _info(fields: dict[str, Any]) -> AdapterInfo:
     vocabulary = fields.pop("draft_vocabulary", None)
-    return tensors, AdapterInfo(
-        **fields, draft_vocabulary=None if vocabulary is None else tuple(vocabulary)
-    )
+    return AdapterInfo(**fields, draft_vocabulary=None if vocabulary is None else tuple(vocabulary))
 
 
-def _read_published(path: Path, exit_layer: int | None) -> tuple[dict[str, Tensor], AdapterInfo]:
+def _published(path: Path, exit_layer: int | None) -> AdapterInfo:
     if exit_layer is None:
         raise UsageError(f"{path} does not say its exit layer; add kangaroo.exit_layer=N")
-    return read_tensors(path), AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)
+    return AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from specbench_kangaroo.attention import attend
+from specbench_kangaroo.cache import Slots
 from specbench_kangaroo.layers import Rows
 from specbench_kangaroo.method import Draft, Resume
 from specbench_kangaroo.packed import Linear
@@ -87,7 +87,7 @@ class AdapterRunner:
         """Start with a prompt's exit-layer states (P, H)."""
         self._cache = self._target.new_cache(capacity, layers=1)
         self._pending = states[:0]  # [m, H], m is 0 or 1
-        self._run(states, self._target.prompt_rows(len(states), rope=self._rope))
+        self._run(states, self._target.prompt_rows(len(states), rope=self._rope), self._cache)
         self._cache.commit(range(len(states)))
 
     def __call__(self, growth: Growth) -> Tensor:
@@ -99,7 +99,8 @@ class AdapterRunner:
         states = growth.states[-1]
         if growth.depth == 0:
             states = torch.cat((self._pending, states))
-        return self._run(states, rows)[-len(growth.states[-1]) :]
+        (found,) = self._target.replay(self._run, states, rows, self._cache)
+        return found[-len(growth.states[-1]) :]
 
     def commit(self, growth: Growth, accepted: Sequence[int]) -> None:
         """Keep the accepted rows that went through the adapter; the one that did not is pending."""
@@ -113,22 +114,22 @@ class AdapterRunner:
         missing = [row for row in accepted if row >= ran]
         self._pending = torch.cat((self._pending, states[missing]))
 
-    def _run(self, states: Tensor, rows: Rows) -> Tensor:
+    def _run(self, states: Tensor, rows: Rows, cache: Slots) -> tuple[Tensor]:
         count, size = len(states), self._shape.head_dim
         heads = self._qkv(self._normed(states, self._norm_in)).view(count, -1, size)  # [T, n, d]
         n_kv = self._shape.n_kv_heads
         rotated = rotate(heads[:, :-n_kv], rows.angles).transpose(0, 1)[None]
         keys, values = rotated[:, -n_kv:], heads[:, -n_kv:].transpose(0, 1)[None]
-        stored = self._cache.write(0, rows.slot, keys, values)
+        stored = cache.write(0, rows.slot, keys, values)
         visible = rows.visible[None]
         mixed = attend(rotated[:, :-n_kv], stored.keys, stored.values, visible)
         mixed = mixed[0].transpose(0, 1).reshape(count, -1)  # [T, n_q * d]
-        return self._normed(self._output.add_to(states, mixed), self._norm_out)
+        return (self._normed(self._output.add_to(states, mixed), self._norm_out),)
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(states, weight.shape, weight, self._shape.rms_norm_eps)
 
 
 def _plain_rope(target: Target, base: float, head_dim: int) -> Rope:
-    like: Any = target.lm_head[:1]
+    like = torch.empty(1, dtype=target.dtype, device=target.device)
     return Rope(PlainRotary(base, head_dim), None, like)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.layers import is_llama_shaped
 from specbench_kangaroo.training.train import DraftHead
 from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.parts.kangaroo_adapter import (
@@ -42,6 +43,7 @@ class KangarooTrainee:
     @classmethod
     def of(cls, model: Any, exit_layer: int | None) -> KangarooTrainee:
         """Check the exit layer, or choose the published share of the target's depth."""
+        _check_family(model)
         n_layers = len(model.model.layers)
         layer = math.ceil(n_layers / _PUBLISHED_DEPTH) if exit_layer is None else exit_layer
         if not 0 < layer < n_layers:
@@ -69,6 +71,20 @@ class KangarooTrainee:
             record=provenance.record,
         )
         save_adapter(path, head.module, info)
+
+    def untrained_options(self, path: Path) -> dict[str, Any]:
+        """Without a threshold, under which an untrained draft would stop at once."""
+        return {"adapter": str(path), "threshold": 0.0}
+
+
+def _check_family(model: Any) -> None:
+    layer = model.model.layers[0]
+    if not is_llama_shaped(layer) or not hasattr(layer.self_attn, "q_proj"):
+        raise UsageError(
+            f"a Kangaroo adapter cannot be trained for {type(model).__name__}: it starts from the "
+            "target's own attention, which must be Llama's, neither fused nor quantised; "
+            "medusa can be trained"
+        )
 
 
 class AdapterHead:

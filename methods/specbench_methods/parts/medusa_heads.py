@@ -22,13 +22,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.folders import sha256_of
 from specbench_kangaroo.packed import Linear
 from specbench_kangaroo.target import Target
-from specbench_methods.parts.weight_files import check_tensors, read_safetensors, read_tensors
+from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
+from specbench_methods.parts.weight_sources import CONFIG, WeightKind, WeightSource
 
-PUBLISHED_FILE = "medusa_lm_head.pt"
-_WHOLE_MODEL_PREFIX = "medusa_head."
+KIND = WeightKind(
+    method="medusa",
+    option="heads",
+    title="Medusa heads",
+    names=(
+        *("medusa.safetensors", "medusa_lm_head.safetensors", "medusa_lm_head.pt"),
+        *("model.safetensors.index.json", "pytorch_model.bin.index.json"),  # whole models, v1.0
+        *("model.safetensors", "pytorch_model.bin"),
+    ),
+    prefix="medusa_head.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,7 @@ class LoadedHeads:
     heads: Heads
     info: HeadsInfo
     sha256: str  # of the file
+    found: Mapping[str, Any] = field(default_factory=dict)  # where published ones were found
 
 
 def save_heads(path: Path, heads: nn.Module, info: HeadsInfo) -> None:
@@ -112,37 +122,61 @@ def save_heads(path: Path, heads: nn.Module, info: HeadsInfo) -> None:
     save_file(tensors, path, metadata={"medusa": json.dumps(asdict(info))})
 
 
-def load_heads(path: Path, config: Any) -> LoadedHeads:
-    """Read heads strictly: our safetensors, a published ``medusa_lm_head.pt``, or a whole model.
+def load_heads(source: WeightSource, config: Any) -> LoadedHeads:
+    """Read heads strictly: our own file, a published one, or the heads of a whole model.
 
     Raises:
-        UsageError: no such file, no heads in it, or a tensor that is missing, extra or misshapen.
+        UsageError: a file that is not whole, no heads in it, another target's heads, or a tensor
+            that is missing, extra or misshapen.
     """
-    if path.is_dir():
-        path = path / PUBLISHED_FILE
-    if not path.is_file():
-        raise UsageError(f"no Medusa heads at {path}: give a .safetensors or {PUBLISHED_FILE} file")
-    info = HeadsInfo()
-    if path.suffix == ".safetensors":
-        tensors, fields = read_safetensors(path, "medusa")
-        info = _info(fields)
-    else:
-        tensors = _heads_alone(read_tensors(path))
+    path = source.path
+    tensors, note = read_weights(source, KIND)
     numbers = {int(key.split(".")[0]) for key in tensors if re.match(r"\d+\.", key)}
     if not numbers:
         raise UsageError(f"{path} holds no Medusa heads: no tensor named 0.0.linear.weight")
     shape = HeadsShape.of(config, heads=1 + max(numbers), own="0.1.weight" in tensors)
+    _check_layout(source, tensors, shape)
     with torch.device("meta"):
         heads = Heads(shape)
     check_tensors(path, tensors, heads.state_dict(), owner=f"{shape.heads} Medusa heads")
     heads.load_state_dict(tensors, assign=True)
-    return LoadedHeads(heads.eval(), info, sha256_of(path))
+    info = HeadsInfo() if note is None else _info(note)
+    found = _found(source, heads) if note is None else {}
+    return LoadedHeads(heads.eval(), info, source.sha256(), found)
 
 
-def _heads_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The heads among a whole model's tensors, or all of them."""
-    inside = {key: t for key, t in tensors.items() if key.startswith(_WHOLE_MODEL_PREFIX)}
-    return {key.removeprefix(_WHOLE_MODEL_PREFIX): t for key, t in (inside or tensors).items()}
+def _check_layout(source: WeightSource, tensors: Mapping[str, Tensor], shape: HeadsShape) -> None:
+    """What tensors' names and shapes tell of the layout, against the target and the config.
+
+    The config's number of heads is a lower bound: that of FasterDecoding/medusa-vicuna-7b-v1.3
+    says 2, and its file holds 5.
+    """
+    named = int(source.config.get("medusa_num_heads") or 0)
+    if named > shape.heads:
+        raise UsageError(
+            f"{source.path} holds {shape.heads} heads, but the {CONFIG} beside it says {named}: "
+            "fetch the file again"
+        )
+    if deeper := [key for key in tensors if re.match(r"\d+\.[1-9]\d*\.linear\.", key)]:
+        raise UsageError(
+            f"{source.path} has heads of several layers ({deeper[0]}): only those of one layer, as "
+            "published, can be read"
+        )
+    sizes = {}
+    if (bias := tensors.get("0.0.linear.bias")) is not None:
+        sizes["hidden size"] = (len(bias), shape.hidden_size)
+    if (output := tensors.get("0.1.weight")) is not None:
+        sizes["vocabulary size"] = (len(output), shape.vocab_size)
+    check_sizes(source.path, sizes)
+
+
+def _found(source: WeightSource, heads: Heads) -> dict[str, Any]:
+    """Where published heads were found, and for which model they say they were made."""
+    record: dict[str, Any] = {**source.origin, "heads": heads.shape.heads}
+    record["parameters"] = sum(tensor.numel() for tensor in heads.state_dict().values())
+    if made_for := source.config.get("base_model_name_or_path"):
+        record["target"] = str(made_for)
+    return record
 
 
 def _info(fields: dict[str, Any]) -> HeadsInfo:
@@ -159,16 +193,20 @@ class HeadRunner:
     """All heads on one state, in two products.
 
     Args:
+        count: how many heads are asked at most; the others take no memory of the device.
         vocabulary: (V',) the tokens that shared heads predict over; None: all V.
     """
 
-    def __init__(self, target: Target, heads: Heads, vocabulary: Tensor | None) -> None:
+    def __init__(
+        self, target: Target, heads: Heads, vocabulary: Tensor | None, *, count: int
+    ) -> None:
+        numbers = range(count)
         weights = {
             key: tensor.to(target.device, target.dtype)
             for key, tensor in heads.state_dict().items()
+            if int(key.partition(".")[0]) < count
         }
-        numbers = range(heads.shape.heads)
-        self._count = heads.shape.heads
+        self._count = count
         self._blocks = Linear(
             torch.cat([weights[f"{i}.0.linear.weight"] for i in numbers]),
             torch.cat([weights[f"{i}.0.linear.bias"] for i in numbers]),

@@ -1,0 +1,129 @@
+"""What a shell offers when a person presses Tab behind a flag or an argument.
+
+Knows: where names are registered, how a run folder is told from another.  Does not know: shells, or
+flags.  Nothing here imports torch, so that an answer comes at once; what only an import of torch
+could tell is left out.
+
+Each function takes what was typed so far; what does not begin so is dropped by the caller.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+DEVICES = ("cpu", "cuda")
+_FOLDERS_LOOKED_AT = 2000  # a person who presses Tab in a home folder does not wait for all of it
+_DEPTH = 3  # results/reference/NAME
+
+
+def methods(incomplete: str) -> list[str]:
+    """Every method there is."""
+    from specbench_kangaroo.registry import method_names  # noqa: PLC0415
+
+    del incomplete
+    return method_names()
+
+
+def methods_beside_the_baseline(incomplete: str) -> list[str]:
+    """Every method that a run does not have anyway."""
+    from specbench_kangaroo.records import BASELINE  # noqa: PLC0415
+
+    return [name for name in methods(incomplete) if name != BASELINE]
+
+
+def trainable_methods() -> list[str]:
+    """Methods of this package with the hook ``trainee``, found by reading and not by importing."""
+    from specbench_kangaroo.registry import built_in_files  # noqa: PLC0415
+
+    files = built_in_files()
+    return [name for name in files if "def trainee(" in files[name].read_text("utf-8")]
+
+
+def models(incomplete: str) -> list[tuple[str, str]]:
+    """Short names of models; for a folder, which may hold one, the shell has its own way."""
+    from specbench_kangaroo.loading.catalogue import MODELS  # noqa: PLC0415
+
+    del incomplete
+    return [(name, spec.title) for name, spec in MODELS.items()]
+
+
+def shapes(incomplete: str) -> list[str]:
+    """The sizes of models that a profile can build of random weights."""
+    from specbench_kangaroo.loading.shapes import SHAPES  # noqa: PLC0415
+
+    del incomplete
+    return list(SHAPES)
+
+
+def tasks(incomplete: str) -> list[str]:
+    """The tasks of Spec-Bench."""
+    from specbench_kangaroo.questions import TASKS  # noqa: PLC0415
+
+    del incomplete
+    return list(TASKS)
+
+
+def templates(incomplete: str) -> list[tuple[str, str]]:
+    """The ways to write a prompt."""
+    from specbench_kangaroo.loading.templates import TEMPLATES  # noqa: PLC0415
+
+    del incomplete
+    return [(name, template.description) for name, template in TEMPLATES.items()]
+
+
+def question_sets(incomplete: str) -> list[str]:
+    """The question sets that have a name."""
+    from specbench_kangaroo.questions import SOURCES  # noqa: PLC0415
+
+    del incomplete
+    return list(SOURCES)
+
+
+def dtypes(incomplete: str) -> list[str]:
+    """All dtypes; whether this machine has them is found out by the command."""
+    from specbench_kangaroo.devices import DTYPES  # noqa: PLC0415
+
+    del incomplete
+    return list(DTYPES)
+
+
+def devices(incomplete: str) -> list[str]:
+    """Kinds of device; counting them would import torch."""
+    del incomplete
+    return list(DEVICES)
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Run folders below what was typed; none leaves the shell to complete paths of any kind."""
+    typed, part = os.path.split(incomplete)
+    start = Path(typed).expanduser()
+    return [os.path.join(typed, found) for found in _runs_below(start, part)]
+
+
+def _runs_below(start: Path, part: str) -> Iterator[str]:
+    """Run folders in ``start``, nearest first, by paths that begin with ``part``."""
+    from specbench_kangaroo.run_json import MANIFEST  # noqa: PLC0415
+
+    todo = deque((name, 1) for name in _subfolders(start) if name.startswith(part))
+    for _ in range(_FOLDERS_LOOKED_AT):
+        if not todo:
+            return
+        path, depth = todo.popleft()
+        if (start / path / MANIFEST).is_file():
+            yield path
+        elif depth < _DEPTH:
+            below = _subfolders(start / path)
+            todo.extend((f"{path}{os.sep}{name}", depth + 1) for name in below)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Names, hidden ones left out; none where the folder cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+    return sorted(name for name in found if not name.startswith("."))

@@ -1,0 +1,216 @@
+"""Memory that runs out in the middle of an answer: one error record, and the run goes on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specbench_kangaroo.bench import Bench, manifest
+from specbench_kangaroo.cache import KVCache
+from specbench_kangaroo.clock import WallClock
+from specbench_kangaroo.decode import Decoded, Limits, decode
+from specbench_kangaroo.memory import is_out_of_memory
+from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.registry import method_class, method_names
+from specbench_kangaroo.runner import execute
+from specbench_kangaroo.store import Run, RunWriter, read_run
+from specbench_kangaroo.target import TargetOutput
+
+from .bench import FAMILY, Stub, make_bench
+from .models import target
+
+PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
+CUDA_TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+def generate(method: Method) -> Decoded:
+    limits = Limits(max_new_tokens=24, eos=frozenset())
+    return decode(target(FAMILY), method, PROMPT, limits=limits, clock=WallClock())
+
+
+def story(found: Decoded) -> list[Any]:
+    """All of a generation that no clock goes into."""
+    steps = [(s.drafted, s.accepted, s.rows, s.exit_reason, s.confidence) for s in found.steps]
+    return [found.output_ids, steps]
+
+
+# --- every method, broken off and asked again ---
+
+
+@pytest.fixture(params=method_names())
+def load(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], list[Method]]:
+    """Fresh objects of a method, one in each of its example settings."""
+    kind = method_class(request.param)
+    examples = kind.example_options(target(FAMILY), tmp_path)
+    return lambda: [kind.load(target(FAMILY), options) for options in examples]
+
+
+@contextmanager
+def memory_for(writes: int) -> Iterator[None]:
+    """The rows of that many layers can be stored, in whoever's cache, and no more."""
+    left, real = writes, KVCache.write
+
+    def write(self: KVCache, *arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError(CUDA_TEXT)
+        return real(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KVCache, "write", write)
+        yield
+
+
+class Breaks:
+    """A method that runs out of memory in its call number ``at`` of ``where``, early or late."""
+
+    def __init__(self, inner: Method, where: str, at: int, *, late: bool) -> None:
+        self.inner, self.where, self.at, self.late = inner, where, at, late
+        self.taps, self.max_rows = inner.taps, inner.max_rows
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        if name != self.where:
+            return getattr(self.inner, name)(*arguments)
+        self.at -= 1
+        if self.at == 0 and not self.late:
+            raise torch.OutOfMemoryError(CUDA_TEXT)
+        found = getattr(self.inner, name)(*arguments)
+        if self.at == 0:
+            raise torch.OutOfMemoryError(CUDA_TEXT)
+        return found
+
+    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
+        self._call("begin", session, prompt, output)
+
+    def propose(self, root: int, budget: int) -> Draft:
+        found: Draft = self._call("propose", root, budget)
+        return found
+
+    def observe(self, verdict: Verdict) -> None:
+        self._call("observe", verdict)
+
+
+def test_a_method_is_none_the_worse_for_a_pass_that_broke_off(
+    load: Callable[[], list[Method]],
+) -> None:
+    for method, fresh in zip(load(), load(), strict=True):
+        expected = story(generate(fresh))
+        for writes in (2, 13, 30):
+            with memory_for(writes), pytest.raises(torch.OutOfMemoryError):
+                generate(method)
+            assert story(generate(method)) == expected, f"{method.options} after {writes} writes"
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("where", ["begin", "propose", "observe"])
+def test_a_method_is_none_the_worse_for_a_call_that_broke_off(
+    load: Callable[[], list[Method]], where: str, late: bool
+) -> None:
+    for method, fresh in zip(load(), load(), strict=True):
+        expected = story(generate(fresh))
+        broken = Breaks(method, where, 1 if where == "begin" else 2, late=late)
+        with pytest.raises(torch.OutOfMemoryError):
+            generate(broken)  # type: ignore[arg-type]
+        assert story(generate(method)) == expected, f"{method.options}: {where} broke off"
+
+
+# --- what is recorded, and what is kept ---
+
+
+class OutOfMemory(Stub):
+    """Fails in the second step of every conversation that begins with the word w11."""
+
+    error: Exception = torch.OutOfMemoryError(CUDA_TEXT)
+
+    def observe(self, verdict: Verdict) -> None:
+        super().observe(verdict)
+        if self.prompts[-1][1] == 11 and len(self._ids) > len(self.prompts[-1]) + 4:
+            raise self.error
+
+
+def run(bench: Bench, folder: Path) -> Run:
+    with RunWriter.create(folder, manifest(bench, name="run", command="")) as writer:
+        execute(bench, writer, on_finished=lambda _: None)
+    return read_run(folder)
+
+
+ERRORS = [
+    torch.OutOfMemoryError(CUDA_TEXT),
+    MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:20])
+def test_one_answer_is_lost_and_the_record_says_how_far_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(OutOfMemory, "error", error)
+    failing, other = OutOfMemory(target(FAMILY)), Stub(target(FAMILY))
+    found = run(make_bench({"failing": failing, "other": other}), tmp_path / "run")
+    failed = found.generations[found.generations["status"] != "ok"]
+    assert failed[["method", "question_id"]].to_numpy().tolist() == [["failing", 2]]
+    told = failed["error"].item()
+    assert told.startswith(
+        f"{type(error).__name__} after 5 new tokens on a prompt of 4 (fewer --max"
+    )
+    assert told.endswith(str(error).rstrip(": ") or "take less)")
+    assert set(found.judgements["verdict"]) == {"exact"}, "later answers must be right"
+    assert len(found.judgements) == 7
+
+
+def test_other_errors_say_what_they_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OutOfMemory, "error", RuntimeError("a path \udcff that is no text"))
+    found = run(make_bench({"failing": OutOfMemory(target(FAMILY))}), tmp_path / "run")
+    errors = found.generations["error"].dropna().tolist()
+    assert errors == ["RuntimeError: a path \\udcff that is no text"]
+
+
+def test_what_an_answer_took_is_given_back_though_its_method_remembers_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Remembers(OutOfMemory):
+        def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
+            super().begin(session, prompt, output)
+            self.session = session
+            taken.append(weakref.ref(session.cache.storage))
+
+    taken: list[weakref.ref[Any]] = []
+    method = Remembers(target(FAMILY))
+    run(make_bench({"remembers": method}), tmp_path / "run")
+    assert len(taken) == 4
+    assert [reference() for reference in taken] == [None] * 4, "the next method needs that memory"
+    with pytest.raises(IndexError):
+        method.session.cache.end_of(0, 1)
+
+
+def test_only_a_lack_of_memory_is_taken_for_one() -> None:
+    assert all(map(is_out_of_memory, ERRORS))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value), "torch says it in other words now: mend memory.py"
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(KeyError("out of memory"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_that_is_full_serves_the_next_answer(tmp_path: Path) -> None:
+    class Greedy(Stub):
+        def propose(self, root: int, budget: int) -> Draft:
+            if self.prompts[-1][1] == 11:
+                self.hoard = torch.empty(2**44, device="cuda")
+            return super().propose(root, budget)
+
+    found = run(make_bench({"greedy": Greedy(target(FAMILY))}), tmp_path / "run")
+    failed = found.generations[found.generations["status"] != "ok"]
+    assert failed["question_id"].tolist() == [2]
+    assert failed["error"].item().startswith("OutOfMemoryError after 1 new tokens")

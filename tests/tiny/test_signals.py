@@ -1,0 +1,164 @@
+"""Ctrl-C and SIGTERM: the question under way is finished or dropped, the folder is resumable."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from specbench_kangaroo.interruption import Interruption, interruptible
+from specbench_kangaroo.run_json import read_manifest
+
+from .run_process import (
+    EACH,
+    PATIENCE_S,
+    finished,
+    generations_of,
+    run_of_seconds,
+    start,
+    wait_for_generations,
+)
+
+INTERRUPTED = 130
+QUESTIONS = 3
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
+    # So many tokens that a generation takes longer than a signal.
+    slow = run_of_seconds(tmp_path, questions=QUESTIONS, new_tokens=240)
+    return [*slow, "--output", str(tmp_path / "run")]
+
+
+@pytest.fixture
+def process(arguments: list[str], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run in the last answer but one of its first question, or soon after."""
+    found = start(arguments)
+    wait_for_generations(found, tmp_path / "run", EACH - 2)
+    yield found
+    if found.poll() is None:
+        found.kill()
+    found.communicate()
+
+
+def first_line_after(process: subprocess.Popen[bytes], word: str) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if word in line.decode():
+            return line.decode()
+    raise AssertionError(f"nothing was said of the signal ({word})")
+
+
+def end(process: subprocess.Popen[bytes]) -> str:
+    _, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == INTERRUPTED, told.decode()
+    return told.decode()
+
+
+def complete(arguments: list[str], folder: Path, *, had: int) -> None:
+    """Resume, and look whether the whole run is there."""
+    assert 0 < had < EACH * QUESTIONS, "it was stopped too late to test anything"
+    before = (folder / "generations.jsonl").read_bytes()
+    status, told = finished([*arguments, "--resume"])
+    assert status == 0, told
+    after = (folder / "generations.jsonl").read_bytes()
+    assert after.startswith(before), "what was finished must stay as it was"
+    assert len(generations_of(folder)) == EACH * QUESTIONS
+    assert read_manifest(folder).status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "again"),
+    [(signal.SIGINT, "interrupted", "again "), (signal.SIGTERM, "terminated", "")],
+)
+def test_one_signal_finishes_the_question(
+    process: subprocess.Popen[bytes],
+    arguments: list[str],
+    tmp_path: Path,
+    number: int,
+    word: str,
+    again: str,
+) -> None:
+    process.send_signal(number)
+    line = first_line_after(process, word)
+    pattern = rf"{word}: finishing question \d+; press Ctrl-C {again}to stop now\n"
+    assert re.fullmatch(pattern, line), line
+    told, folder = end(process), tmp_path / "run"
+    assert re.search(rf"{word}: \d+ generations are in {re.escape(str(folder))}; go on", told)
+    assert "--resume" in told
+    found = generations_of(folder)
+    counts = found["question_id"].value_counts()
+    assert set(counts) == {EACH}, f"a question was begun and not finished: {dict(counts)}"
+    assert (folder / "lossless.jsonl").read_bytes().count(b"\n") == len(found) // 2
+    assert read_manifest(folder).status == "interrupted"
+    assert not (folder / "steps.jsonl").exists(), "the steps of a run that rests are in Parquet"
+    complete(arguments, folder, had=len(found))
+
+
+def test_a_second_ctrl_c_drops_the_answer_under_way(
+    process: subprocess.Popen[bytes], arguments: list[str], tmp_path: Path
+) -> None:
+    process.send_signal(signal.SIGINT)
+    first_line_after(process, "interrupted")
+    process.send_signal(signal.SIGINT)
+    assert "go on with" in end(process)
+    found = generations_of(tmp_path / "run")
+    assert len(found) % EACH, "the second signal must not wait for the question's last answer"
+    assert read_manifest(tmp_path / "run").status == "interrupted"
+    complete(arguments, tmp_path / "run", had=len(found))
+
+
+def test_sigterm_twice_is_sigterm_once(capfd: pytest.CaptureFixture[str]) -> None:
+    found = Interruption()
+    found.under_way = "question 3"
+    for _ in range(2):  # a supervisor may signal the group and the process
+        found.heard(signal.SIGTERM, None)
+    told = capfd.readouterr().err
+    assert told == "terminated: finishing question 3; press Ctrl-C to stop now\n"
+    with pytest.raises(KeyboardInterrupt):
+        found.heard(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        found.stop_if_asked()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_nothing_is_under_way_a_signal_stops_at_once(number: int) -> None:
+    found = Interruption()
+    found.stop_if_asked()
+    with pytest.raises(KeyboardInterrupt):
+        found.heard(number, None)
+
+
+def test_the_handlers_that_were_there_come_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with interruptible() as found:
+        assert signal.getsignal(signal.SIGTERM) == found.heard
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `command &`
+    try:
+        with interruptible():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_leaves_signals_alone() -> None:
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def run() -> None:
+        with interruptible() as found:
+            inside.append((signal.getsignal(signal.SIGTERM), found.asked))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert inside == [(before, False)]

@@ -1,0 +1,86 @@
+"""Hypothesis strategies for records: every value that a run may hold, and no other."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from specbench_kangaroo.records import (
+    ExitReason,
+    Generation,
+    GenerationKey,
+    Judgement,
+    Lossless,
+    Status,
+    StepRecord,
+)
+
+METHODS = ("vanilla", "kangaroo")
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+AMOUNTS = st.floats(0, allow_nan=False, allow_infinity=False)
+COUNTS = st.integers(0, 10**6)
+STEP = st.builds(
+    StepRecord,
+    step=st.integers(0, 99),
+    context_length=COUNTS,
+    drafted=st.integers(0, 60),
+    accepted=st.integers(0, 60),
+    emitted=st.integers(0, 61),
+    rows=st.integers(1, 100),
+    exit_reason=st.sampled_from(ExitReason),
+    confidence=st.lists(FINITE, max_size=4).map(tuple),
+    verify_share=AMOUNTS,
+    draft_ms=AMOUNTS,
+    verify_ms=AMOUNTS,
+    accept_ms=AMOUNTS,
+)
+STEPS = st.lists(STEP, max_size=4)
+KEYS = st.builds(
+    GenerationKey,
+    method=st.sampled_from(METHODS),
+    question_id=st.integers(-1, 3),
+    turn=st.integers(0, 1),
+    repeat=st.integers(0, 1),
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[Generation, list[StepRecord]]:
+    """A generation and its steps, which agree with one another."""
+    key, steps = draw(KEYS), draw(STEPS)
+    ids = draw(st.lists(COUNTS, max_size=4).map(tuple))
+    generation = draw(
+        st.builds(
+            Generation,
+            method=st.just(key.method),
+            question_id=st.just(key.question_id),
+            category=st.text(max_size=4),
+            task=st.text(max_size=4),
+            turn=st.just(key.turn),
+            repeat=st.just(key.repeat),
+            status=st.sampled_from(Status),
+            error=st.none() | st.text(),
+            prompt_tokens=COUNTS,
+            output_ids=st.just(ids),
+            text=st.text(),  # line separators of every kind among it
+            new_tokens=st.just(len(ids)),
+            target_passes=st.just(1 + len(steps)),
+            ttft_ms=AMOUNTS,
+            total_ms=AMOUNTS,
+            peak_rss_mb=st.none() | AMOUNTS,
+            peak_device_mb=st.none() | AMOUNTS,
+            energy_j=st.none() | AMOUNTS,
+            worker=st.integers(0, 3),
+        )
+    )
+    return generation, steps
+
+
+GENERATIONS = st.lists(answers(), max_size=4, unique_by=lambda pair: pair[0].key)
+VERDICTS = st.tuples(
+    st.sampled_from(Lossless), st.none() | COUNTS, st.none() | AMOUNTS
+)  # the parts of a Judgement beside its key
+
+
+def judgement(key: GenerationKey, parts: tuple[Lossless, int | None, float | None]) -> Judgement:
+    """The verdict with these parts on a generation."""
+    return Judgement(key.method, key.question_id, key.turn, key.repeat, *parts)
