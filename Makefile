@@ -15,8 +15,17 @@ REGRESSION_FLAGS := --device cpu --dtype float32 --limit 3 --max-new-tokens 32 \
 # answer of 21 may differ.  On the machine of the reference none should.
 REGRESSION_TOLERANCES := --tolerance-tokens 0.05
 
+# All that is to be measured on a GPU; QUESTIONS may be a file where nothing can be downloaded.
+SPECBENCH ?= $(BIN)/specbench
+QUESTIONS ?= spec-bench
+GPU_RUN   := --device cuda --questions $(QUESTIONS) --max-new-tokens 1024
+GPU_ALL   := --method kangaroo --method medusa --method lookahead --method prompt_lookup \
+	--method token_recycling --method layer_skip
+GPU_CHAIN := --method kangaroo --option kangaroo.tree_width=1
+GPU_PROFILE := --device cuda --backend eager --backend graph --format json
+
 .DEFAULT_GOAL := check
-.PHONY: bench check lint types fast test venv reference regression reference-regression
+.PHONY: bench check lint types fast test venv reference regression reference-regression gpu
 
 venv: $(VENV)/installed  ## install the project with pinned constraints; done once
 
@@ -55,3 +64,14 @@ regression: venv  ## the default model against its committed reference, by the g
 reference-regression: venv  ## make that reference anew: only where a change of it is meant
 	rm -rf $(REGRESSION_RUN)
 	$(BIN)/specbench run $(REGRESSION_FLAGS) --output $(REGRESSION_RUN)
+
+gpu:  ## profiles and the 480 questions by both backends, into results/reference/gpu-*
+	$(SPECBENCH) profile $(GPU_PROFILE) --output results/reference/gpu-profile.json
+	$(SPECBENCH) profile $(GPU_PROFILE) --shape vicuna-7b --dtype float16 \
+		--output results/reference/gpu-profile-vicuna-7b.json
+	for backend in eager graph; do \
+		$(SPECBENCH) run $(GPU_RUN) $(GPU_ALL) --backend $$backend \
+			--output results/reference/gpu-$$backend && \
+		$(SPECBENCH) run $(GPU_RUN) $(GPU_CHAIN) --backend $$backend \
+			--output results/reference/gpu-$$backend-chain || exit; \
+	done

@@ -17,8 +17,8 @@ class UsageError(Exception):
     """Unusable input.  The message is one line that says what is wrong and how to mend it."""
 
 
-class StorageError(UsageError):
-    """A run folder cannot be written any more; what it holds is whole, and the run can go on later.
+class ResumableError(UsageError):
+    """A run cannot go on now; what its folder holds is whole, and it can go on later.
 
     Attributes:
         problem: what is wrong and how to mend it, without how to go on.
@@ -27,6 +27,14 @@ class StorageError(UsageError):
     def __init__(self, problem: str) -> None:
         super().__init__(f"{problem}, then go on with --resume")
         self.problem = problem
+
+
+class StorageError(ResumableError):
+    """A run folder cannot be written any more."""
+
+
+class DeviceLostError(ResumableError):
+    """The device does nothing more for this process, whatever it is asked."""
 
 
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:

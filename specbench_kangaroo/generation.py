@@ -12,8 +12,9 @@ from specbench_kangaroo.bench import Bench
 from specbench_kangaroo.clock import clock_for
 from specbench_kangaroo.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.devices import peak_rss_mb
+from specbench_kangaroo.errors import DeviceLostError
 from specbench_kangaroo.loading.templates import chat_prompt
-from specbench_kangaroo.memory import is_out_of_memory, reclaim
+from specbench_kangaroo.memory import is_device_lost, is_out_of_memory, reclaim
 from specbench_kangaroo.records import BASELINE, Generation, GenerationKey, Status, StepRecord
 from specbench_kangaroo.sampling import Sampler, SeededChance
 from specbench_kangaroo.schedule import Round, chance_seed
@@ -59,6 +60,9 @@ def generate(
     An exception becomes the generation's status and error text: one bad prompt, or a method that
     fails on it, must not cost a run of hours.
 
+    Raises:
+        DeviceLostError: nothing can be generated in this process any more.
+
     ``answers`` are the run's generations so far, for a prompt that continues one; ``at_most`` is
     for a warm-up, which has fewer new tokens than the run's limit.
     """
@@ -69,6 +73,8 @@ def generate(
     except PromptTooLongError as error:
         return _failed(item, method, prompt, Status.PROMPT_TOO_LONG, error), ()
     except Exception as error:
+        if is_device_lost(error):
+            raise DeviceLostError(_lost_text(error, item, method)) from error
         failed, out_of_memory = _failed(item, method, prompt, Status.ERROR, error), False
         if is_out_of_memory(error):
             failed, out_of_memory = replace(failed, error=_memory_text(error)), True
@@ -147,6 +153,14 @@ def _failed(
     # A path in it may hold bytes that are no text, which no file of records can.
     text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
     return replace(_blank(item, method, prompt), status=status, error=text)
+
+
+def _lost_text(error: Exception, item: Round, method: str) -> str:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return (
+        f"the device was lost while {method} answered question {item.question.question_id} "
+        f"({reason}); see that it works (specbench doctor)"
+    )
 
 
 def _memory_text(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Memory that ran out: how it shows, and giving back what the failed answer held.
+"""What a device's errors mean: memory that ran out, to be given back, or a device that is lost.
 
 Knows: torch's errors and allocators.  Does not know: who needed the memory, or for what.
 """
@@ -11,6 +11,7 @@ import torch
 
 # Texts of plain RuntimeErrors: torch's allocator on the CPU, a CUDA library's own, a CUDA call's.
 _TEXTS = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+_LOST = "CUDA error: "
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -18,6 +19,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether no later call of this process can succeed on the device.
+
+    After an illegal access, a failed assertion in a kernel or a fault of the hardware every CUDA
+    call of the process fails with the same error; another process may well work.
+    """
+    if is_out_of_memory(error):
+        return False
+    accelerator = getattr(torch, "AcceleratorError", None)  # torch 2.8 or newer
+    known = accelerator is not None and isinstance(error, accelerator)
+    return known or (isinstance(error, RuntimeError) and _LOST in str(error))
 
 
 def reclaim() -> None:

@@ -90,6 +90,8 @@ def per_question(pairs: pd.DataFrame) -> pd.DataFrame:
     """Sums over the turns and repeats of each question: a row per question, with its task."""
     numbers = pairs.select_dtypes("number").columns.difference(PROMPT)
     frame = pairs.groupby(["task", "question_id"], sort=False)[list(numbers)].sum().reset_index()
+    # By id: workers answer in any order, and a bootstrap draws questions by their place.
+    frame = frame.sort_values("question_id", kind="stable", ignore_index=True)
     frame["questions"] = 1
     frame["tokens_per_ms"] = frame["new_tokens"] / frame["total_ms"]
     frame["baseline_tokens_per_ms"] = frame["baseline_new_tokens"] / frame["baseline_total_ms"]

@@ -19,7 +19,7 @@ import typer
 
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.run_progress import run_progress
-from specbench_kangaroo.errors import StorageError, UsageError
+from specbench_kangaroo.errors import ResumableError, UsageError
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.records import BASELINE
 from specbench_kangaroo.request import (
@@ -138,7 +138,7 @@ def benchmark(
                 _tell_how_to_go_on(folder, command, interruption.word)
                 return INTERRUPTED
         return _conclude(read_run(folder))
-    except StorageError as error:  # not unusable input: what is there is whole, and can go on
+    except ResumableError as error:  # not unusable input: what is there is whole, and can go on
         _say(f"{error.problem}, then go on with {_resuming(command, folder)}")
         return INTERRUPTED
 

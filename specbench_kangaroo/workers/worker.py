@@ -11,7 +11,7 @@ import torch
 
 from specbench_kangaroo.bench import Bench, Plan, load_bench, manifest
 from specbench_kangaroo.device_log import edge_now
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.errors import DeviceLostError, UsageError
 from specbench_kangaroo.ledger import MemoryLedger, missing
 from specbench_kangaroo.pauses import collected_by_hand
 from specbench_kangaroo.records import BlockEdge
@@ -62,7 +62,10 @@ class Worker:
                 warm_up(bench)
                 self._warm = True
             for item in unit.rounds:
-                answer_round(bench, item, ledger, note=note, on_finished=lambda _: None)
+                try:
+                    answer_round(bench, item, ledger, note=note, on_finished=lambda _: None)
+                except DeviceLostError as error:
+                    raise SystemExit(str(error)) from error  # a new process may have a device
         answers = [(replace(made, worker=self._number), steps) for made, steps in ledger.answers]
         return Answered(self._number, answers, ledger.verdicts, edges)
 

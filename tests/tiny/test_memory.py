@@ -15,7 +15,8 @@ from specbench_kangaroo.bench import Bench, manifest
 from specbench_kangaroo.cache import KVCache
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.memory import is_out_of_memory
+from specbench_kangaroo.errors import DeviceLostError
+from specbench_kangaroo.memory import is_device_lost, is_out_of_memory
 from specbench_kangaroo.method import Draft, Method, Session, Verdict
 from specbench_kangaroo.registry import method_class, method_names
 from specbench_kangaroo.runner import execute
@@ -174,6 +175,29 @@ def test_other_errors_say_what_they_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert errors == ["RuntimeError: a path \\udcff that is no text"]
 
 
+def test_a_lost_device_stops_the_run_which_goes_on_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with …")
+    monkeypatch.setattr(OutOfMemory, "error", lost)
+    bench = make_bench({"failing": OutOfMemory(target(FAMILY))})
+    with pytest.raises(DeviceLostError) as caught:
+        run(bench, tmp_path / "run")
+    assert caught.value.problem == (
+        "the device was lost while failing answered question 2 (CUDA error: an illegal memory "
+        "access was encountered); see that it works (specbench doctor)"
+    )
+    found = read_run(tmp_path / "run")
+    assert found.manifest.status == "interrupted"
+    assert (found.generations["status"] == "ok").all(), "every answer after it would be an error"
+    mended = make_bench({"failing": Stub(target(FAMILY))})
+    with RunWriter.resume(tmp_path / "run", manifest(mended, name="run", command="")) as writer:
+        execute(mended, writer, on_finished=lambda _: None)
+    found = read_run(tmp_path / "run")
+    assert len(found.generations) == 8
+    assert set(found.judgements["verdict"]) == {"exact"}
+
+
 def test_what_an_answer_took_is_given_back_though_its_method_remembers_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -194,6 +218,7 @@ def test_what_an_answer_took_is_given_back_though_its_method_remembers_it(
 
 def test_only_a_lack_of_memory_is_taken_for_one() -> None:
     assert all(map(is_out_of_memory, ERRORS))
+    assert not any(map(is_device_lost, ERRORS)), "they cost one answer, not the run"
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert is_out_of_memory(caught.value), "torch says it in other words now: mend memory.py"

@@ -435,3 +435,10 @@ def test_reports_need_no_torch():
         "sys.exit(bool({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_the_order_in_which_workers_answered_changes_no_interval(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    shuffled = replace(run, generations=run.generations.sample(frac=1, random_state=3))
+    assert not shuffled.generations.index.equals(run.generations.index)
+    assert stats.to_json(stats.summarise(shuffled)) == stats.to_json(stats.summarise(run))
