@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
 import venv
 import zipfile
@@ -81,8 +81,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unpacked(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist as a person unpacks it."""
     folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(only(built, "*.tar.gz")) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(only(built, "*.tar.gz"), folder)
     return only(folder, "*")
 
 
