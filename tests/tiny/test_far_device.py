@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +17,14 @@ from specbench_kangaroo.method import Method
 from specbench_kangaroo.registry import method_class, method_names
 from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.target import Target
+from specbench_kangaroo.training.fit import FitPlan, fit
+from specbench_kangaroo.training.trainable import trainable_names
 from specbench_methods import draft_model
 
 from .far_device import FAR, far_device, move
 from .models import random_model
+from .test_fit import loaded
+from .test_training import SETTINGS, counting
 
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
 LIMITS = Limits(max_new_tokens=16, eos=frozenset({2}))
@@ -97,3 +102,28 @@ def test_the_host_waits_only_where_it_decides(
                 f"{options}: {reads.count} reads in {len(steps)} steps; each stops the device"
             )
             assert reads.count >= len(steps), "no reads were seen, so the count proves nothing"
+
+
+@pytest.mark.parametrize("name", trainable_names())
+def test_training_keeps_tensors_on_the_targets_device(name: str, tmp_path: Path) -> None:
+    """The same losses as on the host: features, teacher, batches, validations and the head."""
+    text = tmp_path / "text.jsonl"
+    records = [
+        {"prompt": " ".join(map(str, each.tokens[:4])), "response_ids": each.tokens[4:]}
+        for each in counting(12)
+    ]
+    text.write_text("\n".join(json.dumps({"task": "qa", **record}) for record in records))
+    plan = FitPlan(
+        texts=(text,),
+        features=tmp_path / "near",
+        output=tmp_path / "near.safetensors",
+        settings=replace(SETTINGS, max_tokens=120, validate_every=60),
+    )
+    near = fit(name, loaded(random_model("llama-gqa-tied", torch.float32)), plan)
+    with far_device():
+        model = move(random_model("llama-gqa-tied", torch.float32))
+        plan = replace(plan, features=tmp_path / "far", output=tmp_path / "far.safetensors")
+        far = fit(name, loaded(model), plan)
+    assert [each.loss for each in far.validations] == pytest.approx(
+        [each.loss for each in near.validations], rel=1e-4
+    )
