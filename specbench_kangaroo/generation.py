@@ -170,22 +170,5 @@ def _memory_text(error: Exception) -> str:
 
 
 def _blank(item: Round, method: str, prompt: Sequence[int]) -> Generation:
-    """The generation before anything is known of its answer."""
-    return Generation(
-        method=method,
-        question_id=item.question.question_id,
-        category=item.question.category,
-        task=item.question.task,
-        turn=item.turn,
-        repeat=item.repeat,
-        status=Status.OK,
-        error=None,
-        prompt_tokens=len(prompt),
-        output_ids=(),
-        text="",
-        new_tokens=0,
-        target_passes=0,
-        ttft_ms=0.0,
-        total_ms=0.0,
-        peak_rss_mb=round(peak_rss_mb(), 1),
-    )
+    peak_mb = round(peak_rss_mb(), 1)
+    return replace(item.unanswered(method), prompt_tokens=len(prompt), peak_rss_mb=peak_mb)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from specbench_kangaroo.questions import Question
-from specbench_kangaroo.records import GenerationKey
+from specbench_kangaroo.records import Generation, GenerationKey, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,26 @@ class Round:
         """The generation of ``method`` in this round, or in an earlier turn of it."""
         asked = self.turn if turn is None else turn
         return GenerationKey(method, self.question.question_id, asked, self.repeat)
+
+    def unanswered(self, method: str) -> Generation:
+        """The generation of ``method`` before anything is known of its answer."""
+        return Generation(
+            method=method,
+            question_id=self.question.question_id,
+            category=self.question.category,
+            task=self.question.task,
+            turn=self.turn,
+            repeat=self.repeat,
+            status=Status.OK,
+            error=None,
+            prompt_tokens=0,
+            output_ids=(),
+            text="",
+            new_tokens=0,
+            target_passes=0,
+            ttft_ms=0.0,
+            total_ms=0.0,
+        )
 
 
 def rounds(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from specbench_kangaroo.device_log import append_edges
@@ -162,21 +163,5 @@ class Dealer:
 
 def _lost(item: Round, method: str, worker: int) -> Generation:
     """The record of an answer that no worker has survived."""
-    return Generation(
-        method=method,
-        question_id=item.question.question_id,
-        category=item.question.category,
-        task=item.question.task,
-        turn=item.turn,
-        repeat=item.repeat,
-        status=Status.ERROR,
-        error=f"{MOST_DEATHS} workers died while they answered this question",
-        prompt_tokens=0,
-        output_ids=(),
-        text="",
-        new_tokens=0,
-        target_passes=0,
-        ttft_ms=0.0,
-        total_ms=0.0,
-        worker=worker,
-    )
+    error = f"{MOST_DEATHS} workers died while they answered this question"
+    return replace(item.unanswered(method), status=Status.ERROR, error=error, worker=worker)
