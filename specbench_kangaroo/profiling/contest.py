@@ -17,7 +17,8 @@ from torch import Tensor
 
 from specbench_kangaroo.clock import Clock, clock_for
 from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.profiling.subjects import GENERATE, Engine, Subjects
+from specbench_kangaroo.profiling.peers import GENERATE
+from specbench_kangaroo.profiling.subjects import Engine, Subjects
 
 # A model's own generation config may bend greedy decoding, as Qwen2's repetition penalty does.
 _PLAIN_GREEDY: Mapping[str, Any] = {

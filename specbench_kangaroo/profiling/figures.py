@@ -17,8 +17,8 @@ from typing import Any
 from scipy.stats import quantile_test
 
 from specbench_kangaroo.bootstrap import CONFIDENCE_LEVEL, Figure, Floats, Ratio, figures
+from specbench_kangaroo.profiling.peers import GENERATE, peer_of
 from specbench_kangaroo.profiling.profile import Sample, Samples, Sweeps
-from specbench_kangaroo.profiling.subjects import GENERATE, peer_of
 from specbench_kangaroo.profiling.sums import beside, columns_of, differing
 from specbench_kangaroo.records import BASELINE
 

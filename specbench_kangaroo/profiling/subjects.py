@@ -7,13 +7,12 @@ measured, or any method by name but the baseline.
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,44 +26,17 @@ from specbench_kangaroo.devices import (
 )
 from specbench_kangaroo.environment import environment
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.models import LoadedModel, load_model
+from specbench_kangaroo.loading.models import load_model
 from specbench_kangaroo.loading.shapes import LATENCY_ONLY, Shape, random_model, shape_named
-from specbench_kangaroo.loading.templates import chat_prompt, template_named
+from specbench_kangaroo.loading.templates import template_named
 from specbench_kangaroo.method import Method, MethodOptions
+from specbench_kangaroo.profiling.peers import GENERATE, HasPeer, peer_of, peers_of, require_a_peer
+from specbench_kangaroo.profiling.prompts import chat_prompts, longest_prompt, random_prompts
 from specbench_kangaroo.profiling.untrained import untrained_drafts
-from specbench_kangaroo.questions import load_questions, select
 from specbench_kangaroo.records import BASELINE
 from specbench_kangaroo.registry import method_class, method_names
 from specbench_kangaroo.request import ModelChoice
 from specbench_kangaroo.target import Target
-
-GENERATE = "generate"
-
-# So short that decoding, not the prefill, is most of an answer.
-MAX_PROMPT_TOKENS = 200
-_RANDOM_PROMPTS = (32, 64, 96, 128, 160, 200)  # tokens of a shape's prompts
-
-
-@runtime_checkable
-class HasPeer(Protocol):
-    """A method that transformers' ``generate`` has too; nothing else tells it from the others."""
-
-    def generate_options(self) -> Mapping[str, Any]:
-        """Keyword arguments with which ``generate`` of the untouched target drafts the same.
-
-        Called once, before anything is timed, so an assistant is loaded here.  How an assistant
-        drafts is read from its own ``generation_config`` and not from these arguments: a constant
-        number of tokens and no confidence threshold are to be set there.
-
-        Raises:
-            UsageError: something that ``generate`` needs does not fit or work here.
-        """
-        ...
-
-
-def peer_of(method: str) -> str:
-    """The contestant that is ``generate`` doing the same as a method."""
-    return f"{GENERATE}:{method}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +121,7 @@ def open_subjects(request: ProfileRequest) -> Subjects:
     """
     method_options(request.methods, request.options if request.methods else ())
     if request.peers and request.methods:
-        _require_a_peer(request.methods)
+        require_a_peer(request.methods)
     template_named(request.model.template)
     for backend in request.backends:
         check_backend(replace(request.model, backend=backend))
@@ -171,7 +143,8 @@ def _of_model(request: ProfileRequest) -> Subjects:
     choice = request.model
     load = {"revision": choice.revision, "dtype": choice.dtype, "device": choice.device}
     loaded = load_model(choice.name, **load)
-    prompts = _prompts(loaded, request)
+    longest = longest_prompt(loaded.name, loaded.context_length, new_tokens=request.new_tokens)
+    prompts = chat_prompts(loaded, template=choice.template, longest=longest)
     targets = _targets(request, loaded.model, name=loaded.name, tokenizer=loaded.tokenizer)
     first = next(iter(targets.values()))
     chosen = request.methods or _chosen(first, peers=request.peers)
@@ -181,7 +154,7 @@ def _of_model(request: ProfileRequest) -> Subjects:
         engines=engines,
         untouched=load_model(choice.name, **load).model,
         prompts=prompts,
-        peers=_peers(engines[0].methods) if request.peers else {},
+        peers=peers_of(engines[0].methods) if request.peers else {},
     )
 
 
@@ -202,11 +175,12 @@ def _of_shape(request: ProfileRequest) -> Subjects:
         options = method_options(tuple(drafts), (*chain(*drafts.values()), *request.options))
         engines = _engines(targets, options)
     target = engines[0].target
+    longest = longest_prompt(shape.name, target.context_length, new_tokens=request.new_tokens)
     return Subjects(
         model=Model(name=shape.name, dtype=dtype, device=device, shape=shape),
         engines=engines,
         untouched=untouched,
-        prompts=_random_prompts(target, _longest(shape.name, target.context_length, request)),
+        prompts=random_prompts(target.vocab_size, longest=longest),
     )
 
 
@@ -259,70 +233,3 @@ def _chosen(target: Target, *, peers: bool) -> tuple[str, ...]:
         elif peers and isinstance(method, HasPeer):
             paired.append(name)
     return (*trained, *paired)
-
-
-def _peers(methods: Mapping[str, Method]) -> dict[str, Mapping[str, Any]]:
-    """By contestant: the arguments of ``generate`` for every method that it has too."""
-    return {
-        peer_of(name): method.generate_options()
-        for name, method in methods.items()
-        if isinstance(method, HasPeer)
-    }
-
-
-def _require_a_peer(methods: Sequence[str]) -> None:
-    """Refuse a comparison without anything to compare.
-
-    Raises:
-        UsageError: ``generate`` has none of the methods; lists those that it has.
-    """
-    having = [name for name in method_names() if issubclass(method_class(name), HasPeer)]
-    if not any(name in having for name in methods):
-        raise UsageError(
-            f"--peers: transformers' generate has no counterpart to {', '.join(methods)}; "
-            f"it has one to: {', '.join(having) or 'none'}"
-        )
-
-
-def _prompts(loaded: LoadedModel, request: ProfileRequest) -> tuple[tuple[int, ...], ...]:
-    """The first built-in question of every task, as a chat prompt that leaves room to answer."""
-    longest = _longest(loaded.name, loaded.context_length, request)
-    questions = select(load_questions("builtin").questions, limit=1)
-    template = request.model.template
-    whole = [
-        chat_prompt(loaded.tokenizer, question.turns[:1], template=template)
-        for question in questions
-    ]
-    return tuple(_shortened(prompt, longest) for prompt in whole)
-
-
-def _random_prompts(target: Target, longest: int) -> tuple[tuple[int, ...], ...]:
-    """Token ids that mean nothing, as many as chat prompts have."""
-    chance = random.Random(0)
-    return tuple(
-        tuple(chance.randrange(target.vocab_size) for _ in range(min(length, longest)))
-        for length in _RANDOM_PROMPTS
-    )
-
-
-def _longest(name: str, context_length: int, request: ProfileRequest) -> int:
-    """Tokens that a prompt may have beside its answer.
-
-    Raises:
-        UsageError: the context has no room for one.
-    """
-    longest = min(MAX_PROMPT_TOKENS, context_length - request.new_tokens)
-    if longest < 1:
-        raise UsageError(
-            f"--new-tokens {request.new_tokens} leaves no room for a prompt: the context of {name} "
-            f"has {context_length} tokens"
-        )
-    return longest
-
-
-def _shortened(prompt: Sequence[int], longest: int) -> tuple[int, ...]:
-    """Leave out the middle: the chat template stands at both ends."""
-    if len(prompt) <= longest:
-        return tuple(prompt)
-    head = longest // 2
-    return (*prompt[:head], *prompt[len(prompt) - (longest - head) :])

@@ -26,8 +26,9 @@ from specbench_kangaroo.profiling import profile as profiling
 from specbench_kangaroo.profiling.contest import Answer
 from specbench_kangaroo.profiling.document import to_json
 from specbench_kangaroo.profiling.figures import summarise_profile
+from specbench_kangaroo.profiling.peers import HasPeer, peer_of
 from specbench_kangaroo.profiling.profile import Samples, measure
-from specbench_kangaroo.profiling.subjects import Engine, HasPeer, Model, Subjects, Turn, peer_of
+from specbench_kangaroo.profiling.subjects import Engine, Model, Subjects, Turn
 from specbench_kangaroo.profiling.verify_cost import ROWS
 from specbench_methods.vanilla import Vanilla
 
