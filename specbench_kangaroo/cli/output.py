@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from specbench_kangaroo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,3 +48,8 @@ def write_file(path: Path, text: str) -> None:
     """Write a document; see :func:`writing`."""
     with writing(path):
         path.write_text(text, encoding="utf-8")
+
+
+def say(line: str) -> None:
+    """Tell a person a line, on standard error: standard output is for what was asked for."""
+    typer.echo(line, err=True)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from specbench_kangaroo.cli import options as flags
+from specbench_kangaroo.cli.conclusion import conclude
+from specbench_kangaroo.cli.output import say
 from specbench_kangaroo.cli.run_progress import run_progress
 from specbench_kangaroo.errors import ResumableError, UsageError
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
@@ -35,13 +37,9 @@ if TYPE_CHECKING:
     from specbench_kangaroo.records import Manifest
     from specbench_kangaroo.runner import Runner
     from specbench_kangaroo.schedule import Round
-    from specbench_kangaroo.stats import Summary
-    from specbench_kangaroo.store import Run
 
 RESULTS = Path("results")
-SUMMARY = "summary.json"
 INTERRUPTED = 130
-FAILED = 1
 _DEFAULT = Settings()
 
 
@@ -137,9 +135,9 @@ def benchmark(
             except KeyboardInterrupt:
                 _tell_how_to_go_on(folder, command, interruption.word)
                 return INTERRUPTED
-        return _conclude(read_run(folder))
+        return conclude(read_run(folder))
     except ResumableError as error:  # not unusable input: what is there is whole, and can go on
-        _say(f"{error.problem}, then go on with {_resuming(command, folder)}")
+        say(f"{error.problem}, then go on with {_resuming(command, folder)}")
         return INTERRUPTED
 
 
@@ -153,7 +151,7 @@ def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
     else:
         from specbench_kangaroo.workers.session import opened  # noqa: PLC0415
 
-        with opened(request, ray_address, say=_say) as workers:
+        with opened(request, ray_address, say=say) as workers:
             yield workers
 
 
@@ -165,7 +163,7 @@ def _execute(
 
     record = runner.manifest(name=folder.resolve().name, command=command)
     writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
-    _say(_announcement(record, runner.rounds))
+    say(_announcement(record, runner.rounds))
     total = len(runner.rounds) * len(record.methods)
     with writer, run_progress(total, done=len(writer.finished)) as on_finished:
         refuse_strangers(runner.rounds, writer)
@@ -177,11 +175,11 @@ def _tell_how_to_go_on(folder: Path, command: str, what_happened: str) -> None:
 
     generations = folder / GENERATIONS
     if not generations.is_file():
-        _say(f"{what_happened}: nothing was measured yet")
+        say(f"{what_happened}: nothing was measured yet")
         return
     count = generations.read_bytes().count(b"\n")
-    _say(f"{what_happened}: {count} generations are in {folder}; go on with")
-    _say(f"  {_resuming(command, folder)}")
+    say(f"{what_happened}: {count} generations are in {folder}; go on with")
+    say(f"  {_resuming(command, folder)}")
 
 
 def _new_folder(methods: Sequence[str]) -> Path:
@@ -208,68 +206,6 @@ def _announcement(record: Manifest, rounds: Sequence[Round]) -> str:
     )
 
 
-def _conclude(run_: Run) -> int:
-    """Write and show what the run found; returns the exit status."""
-    from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
-    from specbench_kangaroo.cli.report import as_json, show  # noqa: PLC0415
-    from specbench_kangaroo.stats import summarise  # noqa: PLC0415
-    from specbench_kangaroo.whole_writes import write_whole  # noqa: PLC0415
-
-    summary = summarise(run_)
-    show(summary)  # first: a full disk must not hide what hours have measured
-    write_whole(run_.folder / SUMMARY, as_json(summary))
-    typer.echo(f"run folder: {run_.folder}")
-    try:
-        typer.echo(f"figure: {draw(summary, run_.folder)[0]}")
-    except UsageError as reason:
-        typer.echo(f"no figure: {reason}")
-    _tell_of_errors(run_)
-    failures = [*_violations(run_), *_sampling_alarms(summary)]
-    for failure in failures:
-        _say(failure)
-    return FAILED if failures else 0
-
-
-def _tell_of_errors(run_: Run) -> None:
-    failed = run_.generations[run_.generations["status"] != "ok"]
-    if len(failed):
-        first = failed.iloc[0]
-        _say(
-            f"{len(failed)} of {len(run_.generations)} generations failed; the first: "
-            f"{first['method']}, question {first['question_id']}, {first['error']}"
-        )
-
-
-def _violations(run_: Run) -> Iterator[str]:
-    """Where a method that claims to be lossless changed a greedy output."""
-    lossy = {name for name, record in run_.manifest.methods.items() if record.lossy}
-    found = run_.judgements
-    found = found[(found["verdict"] == "violation") & ~found["method"].isin(lossy)]
-    for item in found.assign(ended=found["logit_gap"].isna()).itertuples():
-        why = f"where one of the two tokens lies {item.logit_gap:.2g} below the best logit"
-        if item.ended:
-            why = "where one of the two texts has ended"
-        yield (
-            f"lossless check failed: {item.method} differs from {run_.manifest.baseline} on "
-            f"question {item.question_id}, turn {item.turn}, from token "
-            f"{item.first_difference:.0f} on, {why}"
-        )
-
-
-def _sampling_alarms(summary: Summary) -> Iterator[str]:
-    """Which methods that claim to be lossless sampled from another distribution."""
-    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
-
-    for name, method in summary.methods.items():
-        check = method.sampling
-        if check is not None and check.alarm and not method.lossy:
-            yield (
-                f"lossless check failed: {name}'s tokens have other frequencies than "
-                f"{summary.baseline}'s on {counted(check.prompts, 'prompt')}, "
-                f"p = {check.p_value:.2g}"
-            )
-
-
 def _resuming(command: str, folder: Path) -> str:
     words = shlex.split(command)
     if "--resume" not in words:
@@ -277,7 +213,3 @@ def _resuming(command: str, folder: Path) -> str:
     if not any(re.match("--output(=|$)", word) for word in words):
         words += ["--output", str(folder)]
     return shlex.join(words)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

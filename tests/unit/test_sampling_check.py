@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.cli.run import _conclude
+from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.records import MethodRecord, Status
 from specbench_kangaroo.sampling_check import (
     LEAST_PROMPTS,
@@ -180,7 +180,7 @@ def test_an_alarm_ends_the_run_with_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], lossy: bool
 ) -> None:
     run = sampled_run(tmp_path / "run", cold, prompts=96, lossy=lossy)
-    assert _conclude(run) == (0 if lossy else 1), "a lossy method may differ, no other"
+    assert conclude(run) == (0 if lossy else 1), "a lossy method may differ, no other"
     told = capsys.readouterr().err
     line = "lossless check failed: kangaroo's tokens have other frequencies than vanilla's on 96"
     assert (line in told) is not lossy, told
@@ -189,7 +189,7 @@ def test_an_alarm_ends_the_run_with_status_1(
 def test_a_lossless_sampled_run_ends_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _conclude(sampled_run(tmp_path / "run", same_seed)) == 0
+    assert conclude(sampled_run(tmp_path / "run", same_seed)) == 0
     shown = capsys.readouterr()
     assert not shown.err
     assert "sampling: token frequencies as vanilla's, p = " in shown.out

@@ -1,0 +1,83 @@
+"""What a person is shown when a run has ended, and whether that is a failure.
+
+Knows: a run and its summary.  Does not know: how it was made, or how figures are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from specbench_kangaroo.cli.output import say
+from specbench_kangaroo.errors import UsageError
+
+if TYPE_CHECKING:
+    from specbench_kangaroo.stats import Summary
+    from specbench_kangaroo.store import Run
+
+SUMMARY = "summary.json"
+FAILED = 1
+
+
+def conclude(run_: Run) -> int:
+    """Write and show what the run found; returns the exit status."""
+    from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
+    from specbench_kangaroo.cli.report import as_json, show  # noqa: PLC0415
+    from specbench_kangaroo.stats import summarise  # noqa: PLC0415
+    from specbench_kangaroo.whole_writes import write_whole  # noqa: PLC0415
+
+    summary = summarise(run_)
+    show(summary)  # first: a full disk must not hide what hours have measured
+    write_whole(run_.folder / SUMMARY, as_json(summary))
+    typer.echo(f"run folder: {run_.folder}")
+    try:
+        typer.echo(f"figure: {draw(summary, run_.folder)[0]}")
+    except UsageError as reason:
+        typer.echo(f"no figure: {reason}")
+    _tell_of_errors(run_)
+    failures = [*_violations(run_), *_sampling_alarms(summary)]
+    for failure in failures:
+        say(failure)
+    return FAILED if failures else 0
+
+
+def _tell_of_errors(run_: Run) -> None:
+    failed = run_.generations[run_.generations["status"] != "ok"]
+    if len(failed):
+        first = failed.iloc[0]
+        say(
+            f"{len(failed)} of {len(run_.generations)} generations failed; the first: "
+            f"{first['method']}, question {first['question_id']}, {first['error']}"
+        )
+
+
+def _violations(run_: Run) -> Iterator[str]:
+    """Where a method that claims to be lossless changed a greedy output."""
+    lossy = {name for name, record in run_.manifest.methods.items() if record.lossy}
+    found = run_.judgements
+    found = found[(found["verdict"] == "violation") & ~found["method"].isin(lossy)]
+    for item in found.assign(ended=found["logit_gap"].isna()).itertuples():
+        why = f"where one of the two tokens lies {item.logit_gap:.2g} below the best logit"
+        if item.ended:
+            why = "where one of the two texts has ended"
+        yield (
+            f"lossless check failed: {item.method} differs from {run_.manifest.baseline} on "
+            f"question {item.question_id}, turn {item.turn}, from token "
+            f"{item.first_difference:.0f} on, {why}"
+        )
+
+
+def _sampling_alarms(summary: Summary) -> Iterator[str]:
+    """Which methods that claim to be lossless sampled from another distribution."""
+    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
+
+    for name, method in summary.methods.items():
+        check = method.sampling
+        if check is not None and check.alarm and not method.lossy:
+            yield (
+                f"lossless check failed: {name}'s tokens have other frequencies than "
+                f"{summary.baseline}'s on {counted(check.prompts, 'prompt')}, "
+                f"p = {check.p_value:.2g}"
+            )
