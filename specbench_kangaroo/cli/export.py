@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench_kangaroo.cli.completion import run_folders
-from specbench_kangaroo.cli.output import writing
+from specbench_kangaroo.cli.output import say, writing
 
 if TYPE_CHECKING:
     from specbench_kangaroo.reports.spec_bench_answers import AnswerFile
@@ -53,7 +53,7 @@ def export(
     for method, file in files.items():
         if file.left_out:
             left_out = counted(file.left_out, "answer")
-            typer.echo(f"{method}: left out {left_out} that failed", err=True)
+            say(f"{method}: left out {left_out} that failed")
 
 
 def _write(folder: Path, files: Iterable[AnswerFile]) -> list[Path]:

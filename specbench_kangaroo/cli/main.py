@@ -18,6 +18,7 @@ from specbench_kangaroo.cli.compare import compare
 from specbench_kangaroo.cli.doctor import doctor
 from specbench_kangaroo.cli.export import export
 from specbench_kangaroo.cli.listing import app as listing
+from specbench_kangaroo.cli.output import say
 from specbench_kangaroo.cli.plot import plot
 from specbench_kangaroo.cli.profile import profile
 from specbench_kangaroo.cli.report import report
@@ -90,14 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except _ClickError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
-            typer.echo(str(error), err=True)
+            say(str(error))
             sys.exit(UNUSABLE_INPUT)
         _fail(_one_line(error))
     sys.exit(status or 0)
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
+    say(f"error: {message}")
     sys.exit(UNUSABLE_INPUT)
 
 

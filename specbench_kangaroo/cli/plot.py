@@ -27,33 +27,36 @@ _FOLDER = "figures"
 _FORMATS = (FigureFormat.PNG, FigureFormat.SVG)
 
 
+Subjects = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...",
+        help="Run folders; or files of draft weights, whose learning curves share a figure.",
+        autocompletion=run_folders,
+    ),
+]
+Figures = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only this figure; repeatable.", show_default="all with data", metavar="NAME"
+    ),
+]
+Formats = Annotated[
+    list[FigureFormat] | None,
+    typer.Option("--format", help="File format; repeatable.", show_default="png and svg"),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder for the figures, with a folder per run in it.",
+        show_default="RUN/figures, or where the weights are",
+        metavar="DIR",
+    ),
+]
+
+
 def plot(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...",
-            help="Run folders; or files of draft weights, whose learning curves share a figure.",
-            autocompletion=run_folders,
-        ),
-    ],
-    figure: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only this figure; repeatable.", show_default="all with data", metavar="NAME"
-        ),
-    ] = None,
-    format_: Annotated[
-        list[FigureFormat] | None,
-        typer.Option("--format", help="File format; repeatable.", show_default="png and svg"),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder for the figures, with a folder per run in it.",
-            show_default="RUN/figures, or where the weights are",
-            metavar="DIR",
-        ),
-    ] = None,
+    runs: Subjects, figure: Figures = None, format_: Formats = None, output: Output = None
 ) -> None:
     """Draw the figures of runs, or how draft heads learned."""
     from specbench_kangaroo.figures.catalogue import check_names, figures_of  # noqa: PLC0415
@@ -64,10 +67,11 @@ def plot(
     check_names(figure or ())
     formats = format_ or _FORMATS
     heads = [path for path in runs if path.suffix == WEIGHTS_SUFFIX]
+    folders = [path for path in runs if path.suffix != WEIGHTS_SUFFIX]
     if heads:
         for path in _learning(heads, output or heads[0].parent, formats):
             typer.echo(path)
-    for run, folder in _folders([path for path in runs if path not in heads], output).items():
+    for run, folder in _folders(folders, output).items():
         found = read_run(run)
         drawn = figures_of(found, summarise(found), figure)
         _refuse_missing(run, drawn, figure)

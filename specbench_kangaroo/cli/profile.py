@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from specbench_kangaroo.cli import completion
 from specbench_kangaroo.cli import options as flags
-from specbench_kangaroo.cli.output import plain_text, write_file
+from specbench_kangaroo.cli.output import plain_text, say, write_file
 from specbench_kangaroo.cli.run import INTERRUPTED
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
@@ -139,7 +139,7 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
     try:
         found = _measured(request)
     except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was kept", err=True)
+        say("interrupted: nothing was kept")
         raise typer.Exit(INTERRUPTED) from None
     _show(found, format_, output)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench_kangaroo.cli.completion import methods, run_folders
-from specbench_kangaroo.cli.output import plain_text, write_file, writing
+from specbench_kangaroo.cli.output import plain_text, say, write_file, writing
 from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.tuning.rerun import command_line, request_again
@@ -111,7 +111,7 @@ def _draw(found: Tuning, folder: Path) -> None:
 
     with writing(folder):
         (path,) = save(speedup_surface(found), folder / FIGURE, ("png",))
-    typer.echo(f"figure: {path}", err=True)
+    say(f"figure: {path}")
 
 
 def _print(found: Tuning, request: Request) -> None:
