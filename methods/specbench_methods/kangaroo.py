@@ -24,6 +24,7 @@ from specbench_kangaroo.method import Draft, MethodOptions, Session, Verdict, op
 from specbench_kangaroo.packed import Linear
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
+from specbench_methods.parts.drafted_tokens import DraftedTokens
 from specbench_methods.parts.kangaroo_adapter import (
     KIND,
     AdapterShape,
@@ -76,12 +77,9 @@ class Kangaroo:
         self.max_rows = 1 + self.steps * self.width
         self._target = target
         self._adapter = AdapterRunner(target, loaded)
-        vocabulary = None if options.full_vocabulary else loaded.info.draft_vocabulary
-        self._vocabulary = (
-            None if vocabulary is None else torch.tensor(vocabulary, device=target.device)  # (V',)
-        )
-        head = target.lm_head if vocabulary is None else target.lm_head[self._vocabulary]
-        self._head = Linear(head)
+        ids = None if options.full_vocabulary else loaded.info.draft_vocabulary
+        self._drafted = DraftedTokens(target, ids)
+        self._head = Linear(self._drafted.lm_head())
         self.weights: Mapping[str, Any] = {
             "sha256": loaded.sha256,
             **loaded.info.record,
@@ -170,7 +168,7 @@ class Kangaroo:
         sampler = self._session.sampler
         if sampler is not None and self.width == 1:
             growth.confidence.append(float(best))
-            proposal = sampler.sampling.probabilities(self._whole(logits[0]))  # [V]
+            proposal = sampler.sampling.probabilities(self._drafted.over_all(logits[0]))  # [V]
             growth.add([sampler.chance.pick(proposal)], [growth.newest], [1.0])
             growth.proposals.append(proposal)
             return
@@ -179,19 +177,11 @@ class Kangaroo:
         likeliest = probabilities.topk(width, dim=-1)  # [W, K]
         kept = (likeliest.values * scores[:, None]).flatten().topk(width)
         chosen = likeliest.indices.flatten()[kept.indices]
-        tokens = chosen if self._vocabulary is None else self._vocabulary[chosen]
+        tokens = self._drafted.ids_of(chosen)
         parents = kept.indices.div(width, rounding_mode="floor") + growth.newest
         confidence, *depth = to_host(best, tokens, parents, kept.values)
         growth.confidence.append(confidence)
         growth.add(*depth)
-
-    def _whole(self, logits: Tensor) -> Tensor:
-        """Draft logits (V',) over the target's vocabulary (V,); undrafted tokens have no chance."""
-        if self._vocabulary is None:
-            return logits
-        whole = logits.new_full((self._target.vocab_size,), float("-inf"))
-        whole[self._vocabulary] = logits
-        return whole
 
 
 def _filled_in(options: KangarooOptions, loaded: LoadedAdapter) -> KangarooOptions:

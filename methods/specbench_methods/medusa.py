@@ -23,6 +23,7 @@ from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import TokenTree
 from specbench_methods.parts.draft_tree import TreeShape
+from specbench_methods.parts.drafted_tokens import DraftedTokens
 from specbench_methods.parts.medusa_heads import KIND, HeadRunner, LoadedHeads, load_heads
 from specbench_methods.parts.medusa_training import MedusaTrainee
 from specbench_methods.parts.medusa_trees import chosen_tree, default_tree, write_untrained
@@ -58,11 +59,9 @@ class Medusa(PlainMethod):
         self.max_rows = 1 + len(tree.paths)
         self.lossy = options.acceptance == "typical"
         self._typical = Typical(options.epsilon, options.delta) if self.lossy else None
-        vocabulary = None if options.full_vocabulary else loaded.info.draft_vocabulary
-        self._vocabulary = (
-            None if vocabulary is None else torch.tensor(vocabulary, device=target.device)  # (V',)
-        )
-        self._heads = HeadRunner(target, loaded.heads, self._vocabulary, count=max(1, tree.depth))
+        ids = None if options.full_vocabulary else loaded.info.draft_vocabulary
+        self._drafted = DraftedTokens(target, ids)
+        self._heads = HeadRunner(target, loaded.heads, self._drafted, count=max(1, tree.depth))
         self.weights: Mapping[str, Any] = {
             "sha256": loaded.sha256,
             **loaded.info.record,
@@ -115,9 +114,7 @@ class Medusa(PlainMethod):
         logits = self._heads(self._hidden, tree.depth)  # [D, V']
         likeliest = logits.topk(tree.width, dim=-1)
         confidence = (likeliest.values[:, 0].float() - logits.float().logsumexp(-1)).exp()  # (D,)
-        tokens = likeliest.indices  # [D, width]
-        if self._vocabulary is not None:
-            tokens = self._vocabulary[tokens]
+        tokens = self._drafted.ids_of(likeliest.indices)  # [D, width]
         guesses, chances = to_host(tokens, confidence)
         drafted = [guesses[len(path) - 1][path[-1]] for path in tree.paths]
         rows = torch.tensor([root, *drafted])

@@ -24,6 +24,7 @@ from torch.nn import functional
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.packed import Linear
 from specbench_kangaroo.target import Target
+from specbench_methods.parts.drafted_tokens import DraftedTokens
 from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
 from specbench_methods.parts.weight_sources import CONFIG, WeightKind, WeightSource
 
@@ -194,12 +195,10 @@ class HeadRunner:
 
     Args:
         count: how many heads are asked at most; the others take no memory of the device.
-        vocabulary: (V',) the tokens that shared heads predict over; None: all V.
+        drafted: the tokens that shared heads predict over.
     """
 
-    def __init__(
-        self, target: Target, heads: Heads, vocabulary: Tensor | None, *, count: int
-    ) -> None:
+    def __init__(self, target: Target, heads: Heads, drafted: DraftedTokens, *, count: int) -> None:
         numbers = range(count)
         weights = {
             key: tensor.to(target.device, target.dtype)
@@ -213,8 +212,7 @@ class HeadRunner:
         )
         self._own = [Linear(weights[f"{i}.1.weight"]) for i in numbers if heads.shape.own]
         if not self._own:
-            head = target.lm_head if vocabulary is None else target.lm_head[vocabulary]
-            self._shared = Linear(head)
+            self._shared = Linear(drafted.lm_head())
 
     def __call__(self, hidden: Tensor, count: int) -> Tensor:
         """The first ``count`` heads' logits (count, V') from one final state (1, H)."""

@@ -1,0 +1,43 @@
+"""Which of the target's tokens a draft head predicts over: all of them, or its frequent ones.
+
+Knows: token ids and the rows of an LM head.  Does not know: what drafts, or how ids were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specbench_kangaroo.target import Target
+
+
+class DraftedTokens:
+    """A draft vocabulary of V' tokens, on the target's device.
+
+    Args:
+        target: whose tokens they are.
+        ids: their token ids; None: all V, so that V' is V.
+    """
+
+    def __init__(self, target: Target, ids: Sequence[int] | None) -> None:
+        self._target = target
+        self._ids = None if ids is None else torch.tensor(ids, device=target.device)  # (V',)
+
+    def lm_head(self) -> Tensor:
+        """(V', H): the rows of the target's LM head for these tokens."""
+        head = self._target.lm_head
+        return head if self._ids is None else head[self._ids]
+
+    def ids_of(self, chosen: Tensor) -> Tensor:
+        """Places in the draft vocabulary, of any shape, to token ids."""
+        return chosen if self._ids is None else self._ids[chosen]
+
+    def over_all(self, logits: Tensor) -> Tensor:
+        """Logits (V',) over the target's vocabulary (V,); tokens not drafted have no chance."""
+        if self._ids is None:
+            return logits
+        whole = logits.new_full((self._target.vocab_size,), float("-inf"))
+        whole[self._ids] = logits
+        return whole
