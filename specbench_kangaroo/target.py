@@ -122,7 +122,7 @@ class Target:
                 self._capture(recorder)
 
     def _build(self) -> list[Layer]:
-        ids = (torch.arange(_CHECK_TOKENS) * 7919) % self.vocab_size
+        ids = self._check_ids()
         try:
             self.model.set_attn_implementation("eager")  # the one that every family is written for
             wanted = self.model(ids[None].to(self.device), use_cache=False).logits[0]
@@ -152,6 +152,10 @@ class Target:
             ]
         yield [ModuleLayer(module, place) for module, place in modules]
 
+    def _check_ids(self) -> Tensor:
+        """(T,) a text that means nothing, on the host."""
+        return (torch.arange(_CHECK_TOKENS) * 7919) % self.vocab_size
+
     def _agrees(self, ids: Tensor, wanted: Tensor) -> bool:
         cache = self.new_cache(len(ids))
         half = len(ids) // 2
@@ -169,7 +173,7 @@ class Target:
         """From here on passes of a few rows are replayed; check that they give the same."""
         if {*self._homes, self._norm_home, self._head.device} != {self.device}:
             raise _not_captured(self.model, "it lies on several devices")
-        ids = (torch.arange(_CHECK_TOKENS) * 7919) % self.vocab_size
+        ids = self._check_ids()
         everything = self.embed(ids), 0, self.n_layers, self.prompt_rows(len(ids))
         wanted = self.predict(*everything, self.new_cache(len(ids))).logits
         self._graphs = Graphs(recorder)

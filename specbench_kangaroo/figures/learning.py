@@ -17,12 +17,10 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from safetensors import SafetensorError, safe_open
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.figures.style import grid, legend_below, page, undress
+from specbench_kangaroo.figures.style import COLOURS, MARKERS, grid, legend_below, page, undress
 
 WEIGHTS_SUFFIX = ".safetensors"
 _HEIGHT = 3.6  # inches
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +74,14 @@ def learning_curve(heads: Sequence[Learning]) -> Figure:
     """Agreement against training tokens: a colour per file, a marker per drafted position."""
     figure = page(_HEIGHT)
     axes = figure.add_subplot()
-    for head, colour in zip(heads, cycle(_COLOURS), strict=False):
+    for head, colour in zip(heads, cycle(COLOURS), strict=False):
         several = len(head.agreement) > 1
         for place, curve in enumerate(head.agreement):
             axes.plot(
                 head.tokens,
                 curve,
                 color=colour,
-                marker=_MARKERS[place % len(_MARKERS)],
+                marker=MARKERS[place % len(MARKERS)],
                 markersize=4,
                 label=f"{head.name}, {place + 1} ahead" if several else head.name,
             )

@@ -26,9 +26,9 @@ EDGE = "0.3"  # of bars, hatches and markers
 
 # Okabe and Ito's colours, safe for the colour-blind; yellow, the faintest as a line, comes last.
 # Hatches, markers and dashes tell methods apart in greyscale.
-_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
+COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
 _HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Inches that a text of ten points takes, for what has to be laid out before it is drawn.
 _CHARACTER = 0.08
 _LEGEND_KEY = 0.65
@@ -56,8 +56,8 @@ def looks(summary: Summary) -> dict[str, Look]:
     others = [name for name in summary.methods if name != summary.baseline]
     found = {summary.baseline: BASELINE}
     for place, name in enumerate(others):
-        at = place % len(_COLOURS)
-        found[name] = Look(_COLOURS[at], _HATCHES[at], _MARKERS[at], "-")
+        at = place % len(COLOURS)
+        found[name] = Look(COLOURS[at], _HATCHES[at], MARKERS[at], "-")
     return found
 
 
