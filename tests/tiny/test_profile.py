@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import pytest
 
 from specbench_kangaroo import registry
-from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.clock import FakeClock
 from specbench_kangaroo.decode import Decoded
 from specbench_kangaroo.method import Method, MethodOptions
@@ -31,6 +30,7 @@ from specbench_kangaroo.profiling.profile import Samples, measure
 from specbench_kangaroo.profiling.subjects import Engine, Model, Subjects, Turn
 from specbench_kangaroo.profiling.verify_cost import ROWS
 from specbench_methods.vanilla import Vanilla
+from tests.command import call, refused
 
 from .bench import FAMILY, Cheats, Stub, make_bench, save_model
 from .models import CONTEXT, random_model
@@ -105,12 +105,6 @@ def arguments(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
         *("profile", "--model", str(model), "--device", "cpu"),
         *("--new-tokens", "4", "--repeats", "1"),
     ]
-
-
-def status(arguments: Sequence[str]) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(str(ended.value.code))
 
 
 def subjects(*backends: str, **methods: type[Stub]) -> Subjects:
@@ -342,10 +336,10 @@ def test_peers_are_for_those_who_ask(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = [*arguments, "--method", "looks_up", "--format", "json"]
-    assert status(chosen) == 0
+    assert call(*chosen) == 0
     without = json.loads(capsys.readouterr().out)["methods"]["looks_up"]
     assert not without.keys() & {*PEER_FIGURES, "generate_differs"}
-    assert status([*chosen, "--peers"]) == 0
+    assert call(*chosen, "--peers") == 0
     found = json.loads(capsys.readouterr().out)["methods"]["looks_up"]
     assert {*PEER_FIGURES, "generate_differs"} <= found.keys()
 
@@ -355,7 +349,7 @@ def test_without_methods_peers_adds_those_that_generate_has_and_that_load(
 ) -> None:
     """The real ones that need no options are among them: prompt lookup, by its real class."""
     monkeypatch.setenv("COLUMNS", "80")
-    assert status([*arguments, "--peers", "--format", "json"]) == 0
+    assert call(*arguments, "--peers", "--format", "json") == 0
     found = json.loads(capsys.readouterr().out)["methods"]
     assert next(iter(found)) == "trained", "the document's draft_step_ms is another method's"
     assert {"looks_up", "prompt_lookup"} <= found.keys()
@@ -368,7 +362,7 @@ def test_the_terminal_has_a_section_for_peers(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert status([*arguments, "--method", "prompt_lookup", "--peers"]) == 0
+    assert call(*arguments, "--method", "prompt_lookup", "--peers") == 0
     shown = capsys.readouterr().out
     assert "against transformers' own" in shown
     assert "generate by prompt_lookup gave" in shown
@@ -419,7 +413,7 @@ def test_a_tied_head_is_read_once_and_an_untied_embedding_but_for_one_row() -> N
 def test_the_json_document_names_what_was_measured(
     arguments: list[str], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, "--format", "json"]) == 0
+    assert call(*arguments, "--format", "json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == str(model)
     assert found["dtype"] == "float32"
@@ -433,7 +427,7 @@ def test_a_terminal_of_80_columns_shows_it_whole(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert status([*arguments, "--method", "stub"]) == 0
+    assert call(*arguments, "--method", "stub") == 0
     shown = capsys.readouterr().out
     assert "speed of vanilla / generate" in shown
     assert "draft step, ms" in shown
@@ -444,7 +438,7 @@ def test_a_terminal_of_80_columns_shows_it_whole(
 def test_vanilla_alone_can_be_asked_for(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, "--method", "vanilla", "--format", "json"]) == 0
+    assert call(*arguments, "--method", "vanilla", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["methods"] == {}
 
 
@@ -452,7 +446,7 @@ def test_vanilla_alone_can_be_asked_for(
 def test_a_file_gets_what_the_terminal_would(
     format_: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, "--format", format_, "--output", "profile.txt"]) == 0
+    assert call(*arguments, "--format", format_, "--output", "profile.txt") == 0
     assert "generate" in (tmp_path / "profile.txt").read_text()
     assert not capsys.readouterr().out
 
@@ -476,11 +470,7 @@ def test_a_file_gets_what_the_terminal_would(
 def test_what_cannot_be_measured_is_refused_in_one_line(
     more: list[str], reason: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, *more]) == 2
-    shown = capsys.readouterr()
-    assert reason in shown.err
-    assert shown.err.count("\n") == 1, shown.err
-    assert not shown.out
+    assert reason in refused(capsys, *arguments, *more)
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -512,5 +502,5 @@ def test_ctrl_c_exits_with_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profiling, "answer", interrupted)
-    assert status(arguments) == 130
+    assert call(*arguments) == 130
     assert "nothing was kept" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import pytest
 from transformers import LlamaConfig
 
 from specbench_kangaroo import devices, registry
-from specbench_kangaroo.cli.main import main
 from specbench_methods.parts.kangaroo_adapter import write_untrained
+from tests.command import call
 
 from .bench import SAVED, Cheats, Interrupts, Raises, Stub, save_model, save_questions
 
@@ -37,16 +37,10 @@ def arguments(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     ]
 
 
-def status(arguments: list[str]) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(str(ended.value.code))
-
-
 def test_a_run_says_what_it_does_and_where_it_is(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, "--method", "stub", "--method", "stub"]) == 0
+    assert call(*arguments, "--method", "stub", "--method", "stub") == 0
     shown = capsys.readouterr()
     first = shown.err.splitlines()[0]
     assert "float32 on cpu" in first
@@ -69,30 +63,30 @@ def test_the_template_decides_the_prompts_and_is_recorded(
     lengths = {}
     for template in ("tokenizer", "plain", "vicuna"):
         folder = tmp_path / template
-        assert status([*arguments, "--template", template, "--output", str(folder)]) == 0
+        assert call(*arguments, "--template", template, "--output", str(folder)) == 0
         assert json.loads((folder / "run.json").read_text())["settings"]["template"] == template
         line = (folder / "generations.jsonl").read_text().splitlines()[0]
         lengths[template] = json.loads(line)["prompt_tokens"]
     assert len(set(lengths.values())) == 3, f"each template writes another prompt: {lengths}"
     capsys.readouterr()
     again = [*arguments, "--resume", "--output", str(tmp_path / "plain")]
-    assert status(again) == 2
+    assert call(*again) == 2
     assert "settings.template is 'plain' there and 'tokenizer' now" in capsys.readouterr().err
-    assert status([*arguments, "--template", "vicuna1.1"]) == 2
+    assert call(*arguments, "--template", "vicuna1.1") == 2
     assert "unknown template 'vicuna1.1'; did you mean 'vicuna'" in capsys.readouterr().err
 
 
 def test_the_baseline_alone_runs_too(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status(arguments) == 0
+    assert call(*arguments) == 0
     assert "no figure: " in capsys.readouterr().out
 
 
 def test_a_violation_exits_with_1_and_says_where(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, "--method", "cheats"]) == 1
+    assert call(*arguments, "--method", "cheats") == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("lossless check failed: cheats differs from vanilla on question")
 
@@ -101,14 +95,14 @@ def test_a_method_that_says_it_is_lossy_may_differ(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Cheats, "lossy", True)
-    assert status([*arguments, "--method", "cheats"]) == 0
+    assert call(*arguments, "--method", "cheats") == 0
 
 
 def test_failures_are_counted_aloud(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_questions(tmp_path / "questions.jsonl", count=9)  # the ninth begins with w13
-    assert status([*arguments, "--method", "raises"]) == 0
+    assert call(*arguments, "--method", "raises") == 0
     shown = capsys.readouterr()
     assert "2 of 36 generations failed; the first: raises, question 8, RuntimeErr" in shown.err
     assert "2 errors" in shown.out
@@ -118,12 +112,12 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments += ["--method", "interrupts", "--output", "run"]
-    assert status(arguments) == 130
+    assert call(*arguments) == 130
     *_, told, command = capsys.readouterr().err.splitlines()
     assert "generations are in run; go on with" in told
     assert command.strip().endswith("--method interrupts --output run --resume")
     monkeypatch.setattr(Interrupts, "at", 0)
-    assert status(command.split()[1:]) == 0
+    assert call(*command.split()[1:]) == 0
 
 
 @pytest.mark.parametrize(
@@ -152,7 +146,7 @@ def test_what_does_not_fit_is_one_line_and_loses_nothing(
     (tmp_path / "taken" / "letter.txt").write_text("dear")
     wide = LlamaConfig(**{**SAVED, "hidden_size": 48})
     write_untrained(wide, tmp_path / "wide.safetensors", exit_layer=1, vocabulary_size=4)
-    assert status([*arguments, *more]) == 2
+    assert call(*arguments, *more) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1, shown
     assert reason in shown
@@ -163,8 +157,8 @@ def test_what_does_not_fit_is_one_line_and_loses_nothing(
 def test_a_run_resumes_only_as_it_was_begun(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, "--output", "run"]) == 0
-    assert status([*arguments, "--output", "run", "--resume"]) == 0
+    assert call(*arguments, "--output", "run") == 0
+    assert call(*arguments, "--output", "run", "--resume") == 0
     capsys.readouterr()
-    assert status([*arguments, "--output", "run", "--resume", "--seed", "4"]) == 2
+    assert call(*arguments, "--output", "run", "--resume", "--seed", "4") == 2
     assert "settings.seed is 0 there and 4 now" in capsys.readouterr().err

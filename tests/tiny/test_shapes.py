@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import psutil
 import pytest
 import torch
 
-from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading import shapes
 from specbench_kangaroo.loading.shapes import SHAPES, Shape, random_model, shape_named
@@ -19,6 +17,7 @@ from specbench_kangaroo.profiling import bandwidth, subjects
 from specbench_kangaroo.profiling.subjects import ProfileRequest, open_subjects
 from specbench_kangaroo.request import ModelChoice
 from specbench_kangaroo.target import Target
+from tests.command import call, refused
 
 SIZES = {
     "vocab_size": 40,
@@ -74,12 +73,6 @@ def arguments(config: Path) -> list[str]:
     ]
 
 
-def status(arguments: Sequence[str]) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(str(ended.value.code))
-
-
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_shape_becomes_a_target(kind: str, tied: bool) -> None:
@@ -122,7 +115,7 @@ def test_a_profile_of_a_shape_says_so_wherever_it_is_read(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert status(arguments) == 0
+    assert call(*arguments) == 0
     shown = capsys.readouterr().out
     assert "small (random weights: latency only)" in shown.splitlines()[0]
     assert shown.count("random weights: latency only") == 2, "title and caption"
@@ -136,7 +129,7 @@ def test_a_profile_of_a_shape_says_so_wherever_it_is_read(
 def test_the_document_of_a_shape_has_latencies_and_no_acceptance(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, "--format", "json"]) == 0
+    assert call(*arguments, "--format", "json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == "small"
     assert found["weights"] == "random weights: latency only"
@@ -197,17 +190,13 @@ def test_backends_share_the_weights_that_generate_reads(
 def test_what_a_shape_cannot_have_is_refused_in_one_line(
     more: list[str], reason: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status([*arguments, *more]) == 2
-    shown = capsys.readouterr()
-    assert reason in shown.err
-    assert shown.err.count("\n") == 1, shown.err
-    assert not shown.out
+    assert reason in refused(capsys, *arguments, *more)
 
 
 def test_an_exit_layer_is_for_untrained_drafts(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status(["profile", "--device", "cpu", "--exit-layer", "2"]) == 2
+    assert call("profile", "--device", "cpu", "--exit-layer", "2") == 2
     assert "--shape" in capsys.readouterr().err
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
-from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
 from specbench_kangaroo.method import Method
@@ -27,6 +26,7 @@ from specbench_kangaroo.tuning.replay import walks
 from specbench_methods.kangaroo import Kangaroo
 from specbench_methods.layer_skip import LayerSkip, LayerSkipOptions
 from specbench_methods.parts.kangaroo_adapter import write_untrained
+from tests.command import call
 from tests.unit.drafting import as_frame
 
 from .bench import FAMILY, SAVED, save_model, save_questions
@@ -111,7 +111,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments += ["--option", f"kangaroo.{text}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert status(arguments) == 0
+        assert call(*arguments) == 0
     return folder
 
 
@@ -123,17 +123,11 @@ def logged(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work" / "logged"
 
 
-def status(arguments: list[str]) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(str(ended.value.code))
-
-
 def test_tune_shows_the_best_setting_and_draws_the_surface(
     logged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert status(["tune", "logged"]) == 0
+    assert call("tune", "logged") == 0
     shown = capsys.readouterr()
     assert "best overall: steps " in shown.out
     assert "at the logged setting: predicted " in shown.out
@@ -149,7 +143,7 @@ def test_the_best_setting_is_run_and_set_against_its_prediction(
     logged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert status(["tune", "logged", "--verify", "--format", "json"]) == 0
+    assert call("tune", "logged", "--verify", "--format", "json") == 0
     document = json.loads(capsys.readouterr().out)
     best = document["tasks"]["overall"]["best"]
     tuned = read_run(logged.parent / "logged-tuned")
@@ -161,7 +155,7 @@ def test_the_best_setting_is_run_and_set_against_its_prediction(
     assert document["measured"] == measured
     # Again, as text: the run is there, so that nothing is run anew.
     before = (tuned.folder / "generations.jsonl").read_bytes()
-    assert status(["tune", "logged", "--verify"]) == 0
+    assert call("tune", "logged", "--verify") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"predicted {best['speedup']['value']:.2f} (")
     assert f"measured {measured['value']:.2f} (" in last
@@ -172,10 +166,10 @@ def test_the_command_that_tune_prints_runs(
     logged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert status(["tune", "logged", "--format", "json"]) == 0
+    assert call("tune", "logged", "--format", "json") == 0
     words = json.loads(capsys.readouterr().out)["command"].split()
     assert words[:2] == ["specbench", "run"]
-    assert status([*words[1:], "--output", "again"]) == 0
+    assert call(*words[1:], "--output", "again") == 0
     again, before = (read_run(logged.parent / name).manifest for name in ("again", "logged"))
     assert again.settings == before.settings
     assert again.hashes == before.hashes
@@ -187,7 +181,7 @@ def test_a_file_takes_the_text_and_the_figure_goes_beside_it(
     folder = logged.parent / "out"
     folder.mkdir()
     capsys.readouterr()
-    assert status(["tune", "logged", "--output", str(folder / "tune.txt")]) == 0
+    assert call("tune", "logged", "--output", str(folder / "tune.txt")) == 0
     assert capsys.readouterr().out == ""
     assert "run it: specbench run" in (folder / "tune.txt").read_text()
     assert (folder / "tune.png").is_file()
@@ -200,13 +194,13 @@ def test_what_has_changed_since_is_not_taken_for_a_verification(
     kept = questions.read_text()
     save_questions(questions, count=3)
     capsys.readouterr()
-    assert status(["tune", "logged", "--verify"]) == 2
+    assert call("tune", "logged", "--verify") == 2
     assert "questions.jsonl have changed since" in capsys.readouterr().err
     questions.write_text(kept)
-    assert status(["tune", "logged", "--verify"]) == 0
+    assert call("tune", "logged", "--verify") == 0
     record = json.loads((logged.parent / "logged-tuned" / "run.json").read_text())
     record["methods"]["kangaroo"]["options"]["steps"] = 99
     (logged.parent / "logged-tuned" / "run.json").write_text(json.dumps(record))
     capsys.readouterr()
-    assert status(["tune", "logged", "--verify"]) == 2
+    assert call("tune", "logged", "--verify") == 2
     assert "logged-tuned holds a run of other settings" in capsys.readouterr().err

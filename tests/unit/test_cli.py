@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.cli.run import _resuming
+from tests.command import WITHOUT_HEAVY_IMPORTS, call, refused
 from tests.unit.runs import make_run
 
 COMMANDS = (
@@ -20,37 +20,10 @@ COMMANDS = (
 )
 
 
-def call(*arguments: str | Path) -> int:
-    """The exit status of a command line."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The one line on standard error with which a command line is refused."""
-    status = call(*arguments)
-    shown = capsys.readouterr()
-    assert status == 2, f"unusable input must exit with 2: {shown}"
-    assert shown.err.startswith("error: "), shown.err
-    assert shown.err.count("\n") == 1, f"an error is one line: {shown.err}"
-    assert not shown.out
-    return shown.err
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "tasks"]])
 def test_help_and_listings_do_not_wait_for_torch(arguments: list[str]) -> None:
-    code = (
-        "import sys\n"
-        "from specbench_kangaroo.cli.main import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit as ended: assert not ended.code, ended.code\n"
-        "heavy = {'torch', 'transformers', 'pandas', 'scipy', 'matplotlib'} & sys.modules.keys()\n"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
     child = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", WITHOUT_HEAVY_IMPORTS, *arguments],
         check=False,
         capture_output=True,
         text=True,

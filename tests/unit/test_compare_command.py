@@ -13,9 +13,9 @@ import pytest
 from specbench_kangaroo.cli import compare as command
 from specbench_kangaroo.gate.gates import Tolerances
 from specbench_kangaroo.records import Status
+from tests.command import call, refused
 from tests.unit.gate_runs import WORSE, at, make_gated, slowed
 from tests.unit.runs import make_manifest
-from tests.unit.test_cli import call, refused
 
 SETTINGS = make_manifest().settings
 

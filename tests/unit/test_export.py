@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.records import Status
 from specbench_kangaroo.reports.spec_bench_answers import AnswerFile, answer_files, model_id
 from specbench_kangaroo.stats import summarise
 from specbench_kangaroo.store import RunWriter, read_run
+from tests.command import call
 from tests.unit.runs import make_generation, make_manifest, make_run, make_step, make_steps
 
 MT_BENCH = (
@@ -28,12 +28,6 @@ MT_BENCH = (
     "humanities",
 )
 CATEGORIES = {"mt_bench": "writing", "qa": "qa"}
-
-
-def call(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(str(ended.value.code))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

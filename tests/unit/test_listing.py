@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from .test_cli import call
+from tests.command import call
 
 
 def listed(what: str, capsys: pytest.CaptureFixture[str]) -> str:

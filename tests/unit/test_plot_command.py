@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from specbench_kangaroo.figures.catalogue import FIGURES
 from specbench_kangaroo.figures.learning import read_learning
+from tests.command import call, refused
 from tests.unit.runs import make_run
-from tests.unit.test_cli import call, refused
 
 WEIGHTS = Path(__file__).parents[2] / "methods/specbench_methods/weights/smollm2-135m"
 SPEEDUP = ("--figure", "speedup_by_task")
