@@ -1,7 +1,7 @@
-"""Intervals for ratios of sums over questions: one bootstrap for every figure of the project.
+"""Intervals for ratios of sums over questions: one bootstrap for every estimate of the project.
 
 Questions are the clusters: turns and repeats of a question are no independent evidence, so they
-come here summed.  All figures of a call share their resamples, which keeps them paired.
+come here summed.  All estimates of a call share their resamples, which keeps them paired.
 
 Few questions give a bootstrap too narrow intervals: it draws from n points as if they were all
 there are.  The nominal level is therefore that of Student's interval in place of the normal one
@@ -37,8 +37,8 @@ _CONSTANT = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A measured figure and its interval; the bounds are None if one question cannot give any."""
+class Estimate:
+    """A measured value and its interval; the bounds are None if one question cannot give any."""
 
     value: float
     low: float | None
@@ -65,17 +65,17 @@ class Ratio:
         return ratio
 
 
-def figures(
+def estimates(
     ratios: Mapping[str, Ratio],
     columns: Mapping[str, Floats],
     *,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Every ratio with its interval; one that is not a number is absent.
 
     Args:
-        ratios: by the name that the figure gets.
+        ratios: by the name that the estimate gets.
         columns: per-question sums, all of the same length.
         resamples: size of the bootstrap distribution.
         seed: the same seed and data give the same interval.
@@ -88,10 +88,10 @@ def figures(
         points = _evaluate(list(ratios.values()), names, data)
     kept = {name: p for name, p in zip(ratios, points, strict=True) if math.isfinite(p)}
     if data.shape[1] == 1 or not kept:
-        return {name: Figure(point, None, None) for name, point in kept.items()}
+        return {name: Estimate(point, None, None) for name, point in kept.items()}
     chosen = [ratios[name] for name in kept]
     low, high = _intervals(chosen, names, data, resamples=resamples, seed=seed)
-    return {name: _figure(point, low[i], high[i]) for i, (name, point) in enumerate(kept.items())}
+    return {name: _estimate(point, low[i], high[i]) for i, (name, point) in enumerate(kept.items())}
 
 
 def _evaluate(
@@ -146,9 +146,9 @@ def _mended(low: Floats, high: Floats, distribution: Floats, level: float) -> tu
     return np.where(usable, low, below), np.where(usable, high, above)
 
 
-def _figure(value: float, low: float, high: float) -> Figure:
+def _estimate(value: float, low: float, high: float) -> Estimate:
     if not (math.isfinite(low) and math.isfinite(high)):
-        return Figure(float(value), None, None)
+        return Estimate(float(value), None, None)
     if high - low <= _CONSTANT * max(1.0, abs(value)):
-        return Figure(float(value), float(value), float(value))
-    return Figure(float(value), float(low), float(high))
+        return Estimate(float(value), float(value), float(value))
+    return Estimate(float(value), float(low), float(high))

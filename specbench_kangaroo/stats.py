@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Figure, Floats, Ratio, figures
+from specbench_kangaroo.bootstrap import Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.device_log import DeviceHealth, health
 from specbench_kangaroo.errors import look_up
 from specbench_kangaroo.metrics import acceptance_at, applicable
@@ -34,7 +34,7 @@ class TaskSummary:
     """The figures of one method on one task, or on all; ``n`` questions stand behind them."""
 
     n: int
-    figures: Mapping[str, Figure]
+    estimates: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Position:
     """
 
     position: int
-    marginal: Figure
-    conditional: Figure
+    marginal: Estimate
+    conditional: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]
     order += sorted(present - set(TASK_ORDER))
     parts = {OVERALL: questions} | {task: questions[questions["task"] == task] for task in order}
     return {
-        task: TaskSummary(n=len(part), figures=figures(ratios, _columns(part)))
+        task: TaskSummary(n=len(part), estimates=estimates(ratios, _columns(part)))
         for task, part in parts.items()
     }
 
@@ -170,7 +170,7 @@ def _positions(questions: pd.DataFrame) -> list[Position]:
     ratios: dict[str, Ratio] = {}
     for i, (marginal, conditional) in enumerate(acceptance_at(columns), start=1):
         ratios |= {f"marginal_{i}": marginal, f"conditional_{i}": conditional}
-    found = figures(ratios, columns)
+    found = estimates(ratios, columns)
     return [
         Position(i, found[f"marginal_{i}"], found[f"conditional_{i}"])
         for i in range(1, len(ratios) // 2 + 1)
@@ -233,7 +233,7 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
         "prompt_too_long": method.prompt_too_long,
         "excluded": method.excluded,
         "tasks": {
-            task: {"n": part.n} | {name: asdict(figure) for name, figure in part.figures.items()}
+            task: {"n": part.n} | {name: asdict(found) for name, found in part.estimates.items()}
             for task, part in method.tasks.items()
         },
     }

@@ -23,7 +23,7 @@ from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.bootstrap import Figure
+    from specbench_kangaroo.bootstrap import Estimate
     from specbench_kangaroo.request import Request
     from specbench_kangaroo.store import Run
     from specbench_kangaroo.tuning.tuning import Tuning
@@ -134,7 +134,7 @@ def _how_to_run(request: Request) -> str:
     return f"run it: {command_line(request)}\n"
 
 
-def _document(found: Tuning, request: Request, measured: Figure | None) -> str:
+def _document(found: Tuning, request: Request, measured: Estimate | None) -> str:
     from specbench_kangaroo.tuning.tuning import to_json  # noqa: PLC0415
 
     document = to_json(found) | {"command": command_line(request)}
@@ -143,17 +143,17 @@ def _document(found: Tuning, request: Request, measured: Figure | None) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def _outcome(found: Tuning, measured: Figure | None) -> str:
+def _outcome(found: Tuning, measured: Estimate | None) -> str:
     from specbench_kangaroo.reports.sheets import interval_text  # noqa: PLC0415
     from specbench_kangaroo.stats import OVERALL  # noqa: PLC0415
 
     if measured is None:
         return ""
-    predicted = found.tasks[OVERALL].figure
+    predicted = found.tasks[OVERALL].estimate
     return f"predicted {interval_text(predicted)}, measured {interval_text(measured)}\n"
 
 
-def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Figure]:
+def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Estimate]:
     """Run the best setting; returns the run's exit status and its speedup.
 
     Raises:
@@ -175,7 +175,7 @@ def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Figure]:
     tasks = summarise(tuned).methods[found.method].tasks
     if OVERALL not in tasks:
         raise UsageError(f"{folder} has no answers to compare; see its generations.jsonl")
-    return status, tasks[OVERALL].figures["speedup"]
+    return status, tasks[OVERALL].estimates["speedup"]
 
 
 def _tuned_folder(folder: Path) -> Path:

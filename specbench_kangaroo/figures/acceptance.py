@@ -95,12 +95,12 @@ def _drafting(summary: Summary) -> list[str]:
     return [name for name, method in summary.methods.items() if method.positions]
 
 
-def _which(positions: Sequence[Position], name: str) -> list[bootstrap.Figure]:
+def _which(positions: Sequence[Position], name: str) -> list[bootstrap.Estimate]:
     return [getattr(item, name) for item in positions]
 
 
 def _draw(
-    axes: Axes, found: Sequence[bootstrap.Figure], *, shift: float, look: Look, label: str
+    axes: Axes, found: Sequence[bootstrap.Estimate], *, shift: float, look: Look, label: str
 ) -> None:
     values = [item.value for item in found]
     curve(axes, np.arange(1, len(found) + 1) + shift, values, reach_of(found), look, label)
@@ -129,7 +129,7 @@ def _lengths(axes: Axes, summary: Summary, method: str, look: Look) -> None:
         label=_LINE,
     )
     axes.set_xticks(_places(0, len(table) - 1))
-    mean = summary.methods[method].tasks[OVERALL].figures["mean_accepted_tokens"]
+    mean = summary.methods[method].tasks[OVERALL].estimates["mean_accepted_tokens"]
     axes.set_title(f"{summary.label(method)}\nmean {mean.value:.2f}", fontsize="medium")
     _dress(axes)
 

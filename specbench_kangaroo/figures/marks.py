@@ -28,7 +28,7 @@ def reach(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Floats:
     return np.maximum(np.stack([below, above]), 0.0)
 
 
-def reach_of(found: Sequence[bootstrap.Figure]) -> Floats:
+def reach_of(found: Sequence[bootstrap.Estimate]) -> Floats:
     """:func:`reach` of figures with their intervals."""
     none = float("nan")
     return reach(

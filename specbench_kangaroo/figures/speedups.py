@@ -80,9 +80,9 @@ def realised_over_ideal(summary: Summary) -> Figure | None:
     return figure
 
 
-def _overall(summary: Summary, method: str) -> Mapping[str, bootstrap.Figure]:
+def _overall(summary: Summary, method: str) -> Mapping[str, bootstrap.Estimate]:
     tasks = summary.methods[method].tasks
-    return tasks[OVERALL].figures if OVERALL in tasks else {}
+    return tasks[OVERALL].estimates if OVERALL in tasks else {}
 
 
 def _bars(
@@ -96,13 +96,13 @@ def _bars(
 ) -> None:
     found = summary.methods[method].tasks
     for task, centre in zip(tasks, centres, strict=True):
-        speedup = found[task].figures.get(_REALISED) if task in found else None
+        speedup = found[task].estimates.get(_REALISED) if task in found else None
         if speedup is None:
             continue
         _bar(axes, speedup, centre, label=summary.label(method), look=look)
 
 
-def _bar(axes: Axes, speedup: bootstrap.Figure, centre: float, *, label: str, look: Look) -> None:
+def _bar(axes: Axes, speedup: bootstrap.Estimate, centre: float, *, label: str, look: Look) -> None:
     axes.barh(
         centre,
         speedup.value,
@@ -117,7 +117,7 @@ def _bar(axes: Axes, speedup: bootstrap.Figure, centre: float, *, label: str, lo
     note(axes, f"{speedup.value:.2f}×", _end(speedup), centre)
 
 
-def _dumbbell(axes: Axes, found: Mapping[str, bootstrap.Figure], row: int, look: Look) -> None:
+def _dumbbell(axes: Axes, found: Mapping[str, bootstrap.Estimate], row: int, look: Look) -> None:
     real, ideal, share = (found[name] for name in (_REALISED, _IDEAL, _SHARE))
     axes.plot([real.value, ideal.value], [row, row], color=EDGE, linewidth=1.2, zorder=2)
     if ideal.low is not None and ideal.high is not None:
@@ -129,7 +129,7 @@ def _dumbbell(axes: Axes, found: Mapping[str, bootstrap.Figure], row: int, look:
     note(axes, f"{100 * share.value:.0f} %", max(_end(real), _end(ideal)), row)
 
 
-def _end(figure: bootstrap.Figure) -> float:
+def _end(figure: bootstrap.Estimate) -> float:
     """Where value and interval end."""
     return figure.value if figure.high is None else max(figure.value, figure.high)
 

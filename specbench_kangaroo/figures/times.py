@@ -140,7 +140,7 @@ def _whole(axes: Axes, total: pd.Series, row: int) -> None:
 
 
 def _token(axes: Axes, summary: Summary, method: str, row: int, look: Look) -> None:
-    found = summary.methods[method].tasks[OVERALL].figures.get("tpot_ms")
+    found = summary.methods[method].tasks[OVERALL].estimates.get("tpot_ms")
     if found is None:
         return
     if method == summary.baseline:

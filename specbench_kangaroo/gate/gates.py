@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from specbench_kangaroo.bootstrap import Figure
+from specbench_kangaroo.bootstrap import Estimate
 
 # A loss that is the tolerance itself holds, whichever way its last bit was rounded.
 _ROUNDING = 1e-9
@@ -47,7 +47,7 @@ class Gate:
     bound: Bound
     limit: float
     detail: str
-    change: Figure | None = None
+    change: Estimate | None = None
 
 
 def decided(

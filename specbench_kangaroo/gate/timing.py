@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Floats, Ratio, figures
+from specbench_kangaroo.bootstrap import Floats, Ratio, estimates
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.gate.gates import Bound, Gate
 from specbench_kangaroo.gate.pairs import Matched
@@ -47,7 +47,7 @@ def timing_gates(matched: Matched, tolerance: float) -> Iterator[Gate]:
 
 def _timing_gate(name: str, method: str, columns: dict[str, Floats], tolerance: float) -> Gate:
     ratio = METRICS[name].ratio
-    found = figures(
+    found = estimates(
         {
             "before": _prefixed("before", ratio),
             "after": _prefixed("after", ratio),

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from specbench_kangaroo.bootstrap import Figure
+from specbench_kangaroo.bootstrap import Estimate
 from specbench_kangaroo.profiling.figures import EngineProfile, MethodProfile, Profile
 
 PROFILE_VERSION = 2
@@ -42,7 +42,7 @@ def _engine_json(engine: EngineProfile) -> dict[str, Any]:
     drafting = [method for method in methods.values() if "draft_step_ms" in method]
     counts = {"generate_differs": engine.generate_differs}
     return {
-        **_figures(engine.figures),
+        **_figures(engine.estimates),
         **_known(counts),
         "verify_ms": {str(rows): asdict(item) for rows, item in engine.verify_ms.items()},
         "verify_ratio": {str(rows): asdict(item) for rows, item in engine.verify_ratio.items()},
@@ -53,10 +53,10 @@ def _engine_json(engine: EngineProfile) -> dict[str, Any]:
 
 def _method_json(method: MethodProfile) -> dict[str, Any]:
     counts = {"differs": method.differs, "generate_differs": method.generate_differs}
-    return _figures(method.figures) | _known(counts)
+    return _figures(method.estimates) | _known(counts)
 
 
-def _figures(found: Mapping[str, Figure]) -> dict[str, Any]:
+def _figures(found: Mapping[str, Estimate]) -> dict[str, Any]:
     return {key: asdict(figure) for key, figure in found.items()}
 
 

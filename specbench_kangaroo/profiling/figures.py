@@ -16,7 +16,7 @@ from typing import Any
 
 from scipy.stats import quantile_test
 
-from specbench_kangaroo.bootstrap import CONFIDENCE_LEVEL, Figure, Floats, Ratio, figures
+from specbench_kangaroo.bootstrap import CONFIDENCE_LEVEL, Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.profiling.peers import GENERATE, peer_of
 from specbench_kangaroo.profiling.profile import Sample, Samples, Sweeps
 from specbench_kangaroo.profiling.sums import beside, columns_of, differing
@@ -60,7 +60,7 @@ class MethodProfile:
     weights, whose every token is a near tie.
     """
 
-    figures: Mapping[str, Figure]
+    estimates: Mapping[str, Estimate]
     differs: int | None
     generate_differs: int | None = None
 
@@ -69,9 +69,9 @@ class MethodProfile:
 class EngineProfile:
     """What one backend gives."""
 
-    figures: Mapping[str, Figure]
-    verify_ms: Mapping[int, Figure]  # by rows of a pass
-    verify_ratio: Mapping[int, Figure]  # to one row, paired within a sweep
+    estimates: Mapping[str, Estimate]
+    verify_ms: Mapping[int, Estimate]  # by rows of a pass
+    verify_ratio: Mapping[int, Estimate]  # to one row, paired within a sweep
     methods: Mapping[str, MethodProfile]  # without the baseline
     generate_differs: int | None  # prompts with other tokens than the baseline's
 
@@ -84,7 +84,7 @@ class Profile:
     """
 
     about: Mapping[str, Any]
-    limits: Mapping[str, Figure]  # of the machine: the floor, and what it was measured with
+    limits: Mapping[str, Estimate]  # of the machine: the floor, and what it was measured with
     engines: Mapping[str, EngineProfile]  # by backend
     prompts: int
     latency_only: bool = False
@@ -124,18 +124,18 @@ def summarise_profile(
     )
 
 
-def median_figure(samples: Sequence[float]) -> Figure:
+def median_figure(samples: Sequence[float]) -> Estimate:
     """The median; its bounds are None where so few samples give no interval."""
     value = float(median(samples))
     if len(samples) == 1:
-        return Figure(value, None, None)
+        return Estimate(value, None, None)
     found = quantile_test(samples, q=value, p=0.5).confidence_interval(CONFIDENCE_LEVEL)
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return Figure(value, None, None)
-    return Figure(value, float(found.low), float(found.high))
+        return Estimate(value, None, None)
+    return Estimate(value, float(found.low), float(found.high))
 
 
-def _limits(samples: Samples, weight_bytes: int) -> dict[str, Figure]:
+def _limits(samples: Samples, weight_bytes: int) -> dict[str, Estimate]:
     bandwidth = median_figure(samples.bandwidths_gb_s)
     found = {"floor_ms_per_token": _floor_ms(weight_bytes, bandwidth), "bandwidth_gb_s": bandwidth}
     if samples.matmuls_tflop_s:
@@ -143,14 +143,14 @@ def _limits(samples: Samples, weight_bytes: int) -> dict[str, Figure]:
     return found
 
 
-def _floor_ms(weight_bytes: int, bandwidth: Figure) -> Figure:
+def _floor_ms(weight_bytes: int, bandwidth: Estimate) -> Estimate:
     """Milliseconds to read the weights once; the widest bandwidth gives the lowest floor."""
     value, low, high = (
         None if gb_s is None else weight_bytes / gb_s / 1e6
         for gb_s in (bandwidth.value, bandwidth.high, bandwidth.low)
     )
     assert value is not None
-    return Figure(value, low, high)
+    return Estimate(value, low, high)
 
 
 def _engine(
@@ -167,7 +167,7 @@ def _engine(
     summarised = _latency if latency_only else _method
     ratios = _SHARED if over is None else {**_SHARED, f"{BASELINE}_over_{over}": _OVER_FIRST}
     return EngineProfile(
-        figures=figures(ratios, columns),
+        estimates=estimates(ratios, columns),
         verify_ms={rows: median_figure([s[rows] for s in sweeps]) for rows in sweeps[0]},
         verify_ratio={rows: median_figure([s[rows] / s[1] for s in sweeps]) for rows in sweeps[0]},
         methods={name: summarised(answers, columns, name) for name in names if name not in apart},
@@ -194,7 +194,7 @@ def _method(answers: Sequence[Sample], columns: Mapping[str, Floats], name: str)
     has_peer = f"{peer}.tokens" in columns
     if has_peer:
         ratios |= _against(name, peer)
-    found = figures(ratios, columns)
+    found = estimates(ratios, columns)
     if draft_steps_ms:
         found["draft_step_ms"] = median_figure(draft_steps_ms)
     return MethodProfile(

@@ -1,6 +1,6 @@
 """A profile as tables for the terminal, within 80 columns.
 
-Knows: :class:`~specbench_kangaroo.profiling.figures.Profile`.  Does not know: how figures are made.
+Knows: profiles.  Does not know: how estimates are made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from specbench_kangaroo.bootstrap import Figure
+from specbench_kangaroo.bootstrap import Estimate
 from specbench_kangaroo.loading.shapes import LATENCY_ONLY
 from specbench_kangaroo.profiling.figures import EngineProfile, MethodProfile, Profile
 from specbench_kangaroo.profiling.verify_cost import ROWS
@@ -96,7 +96,7 @@ def _speeds(profile: Profile, engine: EngineProfile, *, is_first: bool) -> Table
     table.add_column(no_wrap=True)
     table.add_column(justify="right", min_width=8)
     table.add_column()
-    found = {**profile.limits, **engine.figures}
+    found = {**profile.limits, **engine.estimates}
     lines = [*_SPEEDS, *(_MACHINE if is_first else ())]
     over = next(iter(profile.engines))
     if not is_first:
@@ -128,14 +128,14 @@ def _drafts(engine: EngineProfile) -> Table:
     """What one more drafted token costs, of heads that nobody has trained."""
     table = _table("untrained draft", "draft step, ms")
     for name, method in engine.methods.items():
-        table.add_row(name, _cell(method.figures, "draft_step_ms", ".2f"))
+        table.add_row(name, _cell(method.estimates, "draft_step_ms", ".2f"))
     return table
 
 
 def _methods(profile: Profile, engine: EngineProfile) -> Table:
     table = _table("method", *(heading for heading, _ in _METHOD_COLUMNS), "other tokens")
     for name, method in engine.methods.items():
-        cells = (_cell(method.figures, key, ".2f") for _, key in _METHOD_COLUMNS)
+        cells = (_cell(method.estimates, key, ".2f") for _, key in _METHOD_COLUMNS)
         table.add_row(name, *cells, f"{method.differs} of {profile.prompts}")
     return table
 
@@ -155,7 +155,7 @@ def _against(profile: Profile, engine: EngineProfile) -> list[RenderableType]:
 
 def _add_against(table: Table, name: str, method: MethodProfile) -> None:
     for label, keys in zip((name, "  without the prefill"), _AGAINST, strict=True):
-        table.add_row(label, *(_cell(method.figures, key, ".2f") for key in keys))
+        table.add_row(label, *(_cell(method.estimates, key, ".2f") for key in keys))
 
 
 def _table(first: str, *headings: str) -> Table:
@@ -166,5 +166,5 @@ def _table(first: str, *headings: str) -> Table:
     return table
 
 
-def _cell(figures: Mapping[str, Figure], key: str, form: str) -> str:
-    return interval_text(figures[key], form) if key in figures else ABSENT
+def _cell(estimates: Mapping[str, Estimate], key: str, form: str) -> str:
+    return interval_text(estimates[key], form) if key in estimates else ABSENT

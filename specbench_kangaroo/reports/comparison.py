@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specbench_kangaroo.bootstrap import INTERVAL_NAME, Figure
+from specbench_kangaroo.bootstrap import INTERVAL_NAME, Estimate
 from specbench_kangaroo.reports.sheets import (
     ABSENT,
     Cell,
@@ -90,7 +90,7 @@ def by_task(summary: Summary) -> Section:
     columns += [Column(name_cell(summary.label(name), _HEADING_WIDTH)) for name in names]
     tasks = summary.methods[summary.baseline].tasks
     rows = tuple(
-        (_task(task, part.n), *(speedup_cell(_figures(summary, name, task)) for name in names))
+        (_task(task, part.n), *(speedup_cell(_estimates(summary, name, task)) for name in names))
         for task, part in tasks.items()
     )
     return Section(
@@ -101,63 +101,62 @@ def by_task(summary: Summary) -> Section:
 
 def reason(summary: Summary, method: str) -> Note | None:
     """Why a method is not faster than the baseline; None if it is, or was not measured."""
-    figures = _overall(summary, method)
-    speedup = figures.get("speedup")
+    estimates = _overall(summary, method)
+    speedup = estimates.get("speedup")
     if speedup is None or speedup.value >= 1:
         return None
     slower = speedup.high is not None and speedup.high < 1
     claim = f"{summary.label(method)} is {'slower' if slower else 'not faster'} than"
-    return Note(f"{claim} {summary.baseline}: {_because(figures, summary)}.")
+    return Note(f"{claim} {summary.baseline}: {_because(estimates, summary)}.")
 
 
-def _because(figures: Mapping[str, Figure], summary: Summary) -> str:
+def _because(estimates: Mapping[str, Estimate], summary: Summary) -> str:
     names = ("speedup_decode", "draft_cost", "verify_cost", "tokens_per_step")
-    if not all(name in figures for name in names):
+    if not all(name in estimates for name in names):
         return "it drafted nothing"
-    decode, draft, verify, tokens = (figures[name].value for name in names)
+    decode, draft, verify, tokens = (estimates[name].value for name in names)
     if decode >= 1:
         theirs = value_text(_overall(summary, summary.baseline), "ttft_ms", ".1f")
         return (
             f"its decoding is {decode:.2f} times as fast, but its first token takes "
-            f"{value_text(figures, 'ttft_ms', '.1f')} ms instead of {theirs}"
+            f"{value_text(estimates, 'ttft_ms', '.1f')} ms instead of {theirs}"
         )
-    costs = (
-        f"{draft:.2f} (draft) + {verify:.2f} (verifying {figures['rows_per_step'].value:.1f} rows)"
-    )
+    rows = value_text(estimates, "rows_per_step", ".1f")
+    costs = f"{draft:.2f} (draft) + {verify:.2f} (verifying {rows} rows)"
     if draft + verify < tokens:  # then what lies between the phases is the reason
         costs += f" + {tokens / decode - draft - verify:.2f} (all else)"
     return f"a step costs {costs} {summary.baseline} passes and yields {tokens:.2f} tokens"
 
 
 def _method_row(summary: Summary, name: str) -> tuple[Cell, ...]:
-    figures = _overall(summary, name)
+    estimates = _overall(summary, name)
     return (
         name_cell(summary.label(name), _NAME_WIDTH),
-        speedup_cell(figures),
-        interval_cell(figures, "mean_accepted_tokens"),
-        Cell(value_text(figures, "acceptance_rate")),
-        Cell(value_text(figures, "draft_cost")),
-        _verify_cell(figures),
-        Cell(rate_text(figures)),
+        speedup_cell(estimates),
+        interval_cell(estimates, "mean_accepted_tokens"),
+        Cell(value_text(estimates, "acceptance_rate")),
+        Cell(value_text(estimates, "draft_cost")),
+        _verify_cell(estimates),
+        Cell(rate_text(estimates)),
         verdict_cell(summary.methods[name]),
     )
 
 
 def _baseline_row(summary: Summary) -> tuple[Cell, ...]:
-    figures = _overall(summary, summary.baseline)
+    estimates = _overall(summary, summary.baseline)
     absent = Cell(ABSENT)
     return (
         Cell(summary.baseline),
         Cell("1.00"),
         *(absent, absent, absent),
         Cell("1.00"),
-        Cell(rate_text(figures)),
+        Cell(rate_text(estimates)),
         Cell("baseline"),
     )
 
 
-def _verify_cell(figures: Mapping[str, Figure]) -> Cell:
-    cost, rows = value_text(figures, "verify_cost"), value_text(figures, "rows_per_step", ".1f")
+def _verify_cell(estimates: Mapping[str, Estimate]) -> Cell:
+    cost, rows = value_text(estimates, "verify_cost"), value_text(estimates, "rows_per_step", ".1f")
     if rows == ABSENT:
         return Cell(cost)
     return Cell(f"{cost} ({rows} rows)", (cost, f"{rows} rows"))
@@ -168,13 +167,13 @@ def _is_faster(summary: Summary, name: str) -> bool:
     return speedup is not None and speedup.value >= 1
 
 
-def _overall(summary: Summary, method: str) -> Mapping[str, Figure]:
-    return _figures(summary, method, OVERALL)
+def _overall(summary: Summary, method: str) -> Mapping[str, Estimate]:
+    return _estimates(summary, method, OVERALL)
 
 
-def _figures(summary: Summary, method: str, task: str) -> Mapping[str, Figure]:
+def _estimates(summary: Summary, method: str, task: str) -> Mapping[str, Estimate]:
     part = summary.methods[method].tasks.get(task)
-    return {} if part is None else part.figures
+    return {} if part is None else part.estimates
 
 
 def _task(task: str, questions: int) -> Cell:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from specbench_kangaroo.bootstrap import INTERVAL_NAME, Figure
+from specbench_kangaroo.bootstrap import INTERVAL_NAME, Estimate
 from specbench_kangaroo.reports.comparison import reason
 from specbench_kangaroo.reports.device import measures_energy
 from specbench_kangaroo.reports.sheets import (
@@ -86,28 +86,28 @@ def _latency_rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
     baseline = summary.methods[summary.baseline].tasks
     energy = ("joules_per_token",) if measures_energy(summary, method) else ()
     for task, part in summary.methods[method].tasks.items():
-        base = baseline[task].figures
+        base = baseline[task].estimates
         yield (
             Cell(task),
-            interval_cell(part.figures, "speedup_specbench"),
-            interval_cell(part.figures, "compression_rate"),
+            interval_cell(part.estimates, "speedup_specbench"),
+            interval_cell(part.estimates, "compression_rate"),
             *(
-                _ms_cell(figures, name)
+                _ms_cell(estimates, name)
                 for name in ("ttft_ms", "tpot_ms")
-                for figures in (part.figures, base)
+                for estimates in (part.estimates, base)
             ),
             *(
-                interval_cell(figures, name, ".3g")
+                interval_cell(estimates, name, ".3g")
                 for name in energy
-                for figures in (part.figures, base)
+                for estimates in (part.estimates, base)
             ),
         )
 
 
-def _ms_cell(figures: Mapping[str, Figure], name: str) -> Cell:
+def _ms_cell(estimates: Mapping[str, Estimate], name: str) -> Cell:
     """Milliseconds: a tenth of one matters below a hundred."""
-    long = name in figures and figures[name].value >= 99.95
-    return interval_cell(figures, name, ".0f" if long else ".1f")
+    long = name in estimates and estimates[name].value >= 99.95
+    return interval_cell(estimates, name, ".0f" if long else ".1f")
 
 
 def _sheet(summary: Summary, method: str) -> Sheet:
@@ -123,26 +123,28 @@ def _rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
     baseline = summary.methods[summary.baseline].tasks
     for task, part in summary.methods[method].tasks.items():
         if method == summary.baseline:
-            cells = _of_baseline(part.figures, energy=measures_energy(summary, method))
+            cells = _of_baseline(part.estimates, energy=measures_energy(summary, method))
         else:
-            cells = _of_method(part.figures, baseline[task].figures)
+            cells = _of_method(part.estimates, baseline[task].estimates)
         yield (Cell(task), Cell(str(part.n)), *cells)
 
 
-def _of_baseline(figures: Mapping[str, Figure], *, energy: bool) -> tuple[Cell, ...]:
+def _of_baseline(estimates: Mapping[str, Estimate], *, energy: bool) -> tuple[Cell, ...]:
     names = ("tokens_per_second", "ttft_ms", "tpot_ms")
-    cells = [interval_cell(figures, name, ".1f") for name in names]
-    cells += [interval_cell(figures, "joules_per_token", ".3g")] if energy else []
+    cells = [interval_cell(estimates, name, ".1f") for name in names]
+    cells += [interval_cell(estimates, "joules_per_token", ".3g")] if energy else []
     return tuple(cells)
 
 
-def _of_method(figures: Mapping[str, Figure], baseline: Mapping[str, Figure]) -> tuple[Cell, ...]:
+def _of_method(
+    estimates: Mapping[str, Estimate], baseline: Mapping[str, Estimate]
+) -> tuple[Cell, ...]:
     return (
-        speedup_cell(figures),
-        interval_cell(figures, "mean_accepted_tokens"),
-        Cell(value_text(figures, "acceptance_rate")),
-        Cell(rate_text(figures)),
+        speedup_cell(estimates),
+        interval_cell(estimates, "mean_accepted_tokens"),
+        Cell(value_text(estimates, "acceptance_rate")),
+        Cell(rate_text(estimates)),
         Cell(rate_text(baseline)),
-        Cell(value_text(figures, "speedup_ideal")),
-        Cell(value_text(figures, "realised_over_ideal", ".0%")),
+        Cell(value_text(estimates, "speedup_ideal")),
+        Cell(value_text(estimates, "realised_over_ideal", ".0%")),
     )

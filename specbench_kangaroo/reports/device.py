@@ -18,7 +18,7 @@ ENERGY_CAPTION = (
 def measures_energy(summary: Summary, method: str) -> bool:
     """Whether the device told how much energy a method's answers took."""
     tasks = summary.methods[method].tasks.values()
-    return any("joules_per_token" in part.figures for part in tasks)
+    return any("joules_per_token" in part.estimates for part in tasks)
 
 
 def memory_caption(summary: Summary) -> str | None:

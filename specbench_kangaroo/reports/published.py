@@ -111,12 +111,12 @@ def _heading(task: str) -> tuple[str, ...]:
 
 def _ours(summary: Summary, method: str, tasks: Sequence[str]) -> tuple[Cell, ...]:
     parts = summary.methods[method].tasks
-    figures = [parts[task].figures if task in parts else {} for task in tasks]
-    accepted = interval_cell(parts[OVERALL].figures if parts else {}, "mean_accepted_tokens")
+    estimates = [parts[task].estimates if task in parts else {} for task in tasks]
+    accepted = interval_cell(parts[OVERALL].estimates if parts else {}, "mean_accepted_tokens")
     return (
         folded(_where(summary.model, summary.device or ""), _WIDTH),
         Cell("this run"),
-        *(interval_cell(part, "speedup_specbench") for part in figures),
+        *(interval_cell(part, "speedup_specbench") for part in estimates),
         accepted,
     )
 

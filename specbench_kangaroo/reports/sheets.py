@@ -2,7 +2,7 @@
 
 Every format draws the same :class:`Report`, so that none says more or less than another.
 
-Knows: how a figure is written.  Does not know: summaries, terminals, Markdown or any other format.
+Knows: how an estimate is written.  Does not know: summaries, or any format.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # scipy takes 0.3 s to import, which a run would wait for before it starts
-    from specbench_kangaroo.bootstrap import Figure
+    from specbench_kangaroo.bootstrap import Estimate
 
 ABSENT = "–"
 
@@ -118,50 +118,50 @@ class Document:
     reports: tuple[Report, ...]
 
 
-def value_text(figures: Mapping[str, Figure], name: str, form: str = ".2f") -> str:
-    """A figure without its interval."""
-    return format(figures[name].value, form) if name in figures else ABSENT
+def value_text(estimates: Mapping[str, Estimate], name: str, form: str = ".2f") -> str:
+    """An estimate without its interval."""
+    return format(estimates[name].value, form) if name in estimates else ABSENT
 
 
-def interval_text(figure: Figure, form: str = ".2f") -> str:
+def interval_text(estimate: Estimate, form: str = ".2f") -> str:
     """``1.27 (1.20–1.35)``; without bounds the value alone."""
-    value = format(figure.value, form)
-    interval = _bounds(figure, form)
+    value = format(estimate.value, form)
+    interval = _bounds(estimate, form)
     return f"{value} ({interval})" if interval else value
 
 
 def interval_cell(
-    figures: Mapping[str, Figure], name: str, form: str = ".2f", mark: Mark = Mark.NONE
+    estimates: Mapping[str, Estimate], name: str, form: str = ".2f", mark: Mark = Mark.NONE
 ) -> Cell:
     """A figure with its interval: ``1.27 (1.20–1.35)``, or the two under one another."""
-    figure = figures.get(name)
-    if figure is None:
+    estimate = estimates.get(name)
+    if estimate is None:
         return Cell(ABSENT, mark=mark)
-    interval = _bounds(figure, form)
-    lines = (format(figure.value, form), interval) if interval else ()
-    return Cell(interval_text(figure, form), lines, mark)
+    interval = _bounds(estimate, form)
+    lines = (format(estimate.value, form), interval) if interval else ()
+    return Cell(interval_text(estimate, form), lines, mark)
 
 
-def _bounds(figure: Figure, form: str) -> str:
-    if figure.low is None or figure.high is None:
+def _bounds(estimate: Estimate, form: str) -> str:
+    if estimate.low is None or estimate.high is None:
         return ""
-    return f"{figure.low:{form}}–{figure.high:{form}}"
+    return f"{estimate.low:{form}}–{estimate.high:{form}}"
 
 
-def speedup_cell(figures: Mapping[str, Figure]) -> Cell:
+def speedup_cell(estimates: Mapping[str, Estimate]) -> Cell:
     """The speedup; only an interval that lies wholly on one side of 1 says faster or slower."""
-    speedup = figures.get("speedup")
+    speedup = estimates.get("speedup")
     mark = Mark.NONE
     if speedup is not None and speedup.low is not None and speedup.low > 1:
         mark = Mark.FASTER
     elif speedup is not None and speedup.high is not None and speedup.high < 1:
         mark = Mark.SLOWER
-    return interval_cell(figures, "speedup", mark=mark)
+    return interval_cell(estimates, "speedup", mark=mark)
 
 
-def rate_text(figures: Mapping[str, Figure]) -> str:
+def rate_text(estimates: Mapping[str, Estimate]) -> str:
     """Tokens per second, in three or four digits."""
-    rate = figures.get("tokens_per_second")
+    rate = estimates.get("tokens_per_second")
     return ABSENT if rate is None else f"{rate.value:.{1 if rate.value < 99.95 else 0}f}"
 
 

@@ -56,4 +56,4 @@ def _row(summary: Summary, labels: Sequence[str]) -> tuple[Cell, ...]:
 
 def _speedup(summary: Summary, name: str | None) -> Cell:
     part = None if name is None else summary.methods[name].tasks.get(OVERALL)
-    return Cell(ABSENT) if part is None else speedup_cell(part.figures)
+    return Cell(ABSENT) if part is None else speedup_cell(part.estimates)

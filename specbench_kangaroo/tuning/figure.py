@@ -104,13 +104,13 @@ def _title(tuning: Tuning) -> str:
     best = tuning.tasks[OVERALL]
     return (
         f"predicted speedup of {tuning.method} over {tuning.baseline}: {tuning.model}, "
-        f"{tuning.questions}\nbest overall: {best.figure.value:.2f}× at γ = {best.best.steps}, "
+        f"{tuning.questions}\nbest overall: {best.estimate.value:.2f}× at γ = {best.best.steps}, "
         f"η = {best.best.threshold:g} (n = {best.n})"
     )
 
 
 def _small_title(task: str, part: TaskTuning) -> str:
     return (
-        f"{task.replace('_', ' ')} (n = {part.n})\n{part.figure.value:.2f}× at "
+        f"{task.replace('_', ' ')} (n = {part.n})\n{part.estimate.value:.2f}× at "
         f"γ = {part.best.steps}, η = {part.best.threshold:g}"
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Figure, Floats, figures
+from specbench_kangaroo.bootstrap import Estimate, Floats, estimates
 from specbench_kangaroo.metrics import METRICS
 from specbench_kangaroo.stats import OVERALL, TASK_ORDER
 from specbench_kangaroo.tuning.draft_log import Bools, DraftLog
@@ -52,7 +52,7 @@ class TaskTuning:
     n: int
     speedup: Floats
     best: Setting
-    figure: Figure
+    estimate: Estimate
     mean_accepted_tokens: float
     guessed_share: float
 
@@ -127,18 +127,18 @@ def _task(answers: pd.DataFrame, replays: _Replays, grid: Sequence[int], part: B
         n=int(own["question_id"].nunique()),
         speedup=surface,
         best=Setting(grid[row], THRESHOLDS[column]),
-        figure=_figure(own, total_ms[row, column]),
+        estimate=_estimate(own, total_ms[row, column]),
         mean_accepted_tokens=1.0 + float(replays.accepted[row, column, part].sum()) / steps,
         guessed_share=float(replays.guessed[row, column, part].sum()) / steps,
     )
 
 
-def _figure(answers: pd.DataFrame, total_ms: Floats) -> Figure:
+def _estimate(answers: pd.DataFrame, total_ms: Floats) -> Estimate:
     """The speedup with its interval; questions are the clusters, as in every report."""
     predicted = answers[["question_id", *_MEASURED]].assign(total_ms=total_ms)
     sums = predicted.groupby("question_id").sum()
     columns = {str(name): sums[name].to_numpy(dtype=np.float64) for name in sums.columns}
-    return figures({"speedup": _SPEEDUP}, columns)["speedup"]
+    return estimates({"speedup": _SPEEDUP}, columns)["speedup"]
 
 
 def _speedups(answers: pd.DataFrame, mean_ms: Floats) -> Floats:

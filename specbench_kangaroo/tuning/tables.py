@@ -44,7 +44,7 @@ def _best(tuning: Tuning) -> Table:
             str(part.n),
             str(part.best.steps),
             f"{part.best.threshold:.2f}",
-            interval_text(part.figure),
+            interval_text(part.estimate),
             f"{part.mean_accepted_tokens:.2f}",
             f"{tuning.at(task, tuning.best):.2f}",
             style="bold" if task == OVERALL else None,
@@ -81,7 +81,7 @@ def _findings(tuning: Tuning) -> Iterator[str]:
     guessed = tuning.tasks[OVERALL].guessed_share
     yield (
         f"best overall: steps {tuning.best.steps}, threshold {tuning.best.threshold:.2f}; "
-        f"speedup {interval_text(tuning.tasks[OVERALL].figure)}"
+        f"speedup {interval_text(tuning.tasks[OVERALL].estimate)}"
     )
     yield (
         f"at the logged setting: predicted {tuning.predicted_at_logged:.2f}, "

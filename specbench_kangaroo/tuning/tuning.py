@@ -131,7 +131,7 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
         "tasks": {
             task: {
                 "n": part.n,
-                "best": part.best._asdict() | {"speedup": asdict(part.figure)},
+                "best": part.best._asdict() | {"speedup": asdict(part.estimate)},
                 "mean_accepted_tokens": part.mean_accepted_tokens,
                 "guessed_share": part.guessed_share,
                 "speedup_at_best_overall": tuning.at(task, tuning.best),

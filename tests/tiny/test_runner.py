@@ -63,7 +63,7 @@ def test_drafts_accepted_never_partly_and_always(tmp_path: Path, right: int, mea
     # 13 tokens: the prefill's and twelve more, which steps of 1, 2, 3 or 4 tokens divide.
     found = run(make_bench({"stub": stub(right=right)}, max_new_tokens=13), tmp_path / "run")
     summary = summarise(found).methods["stub"]
-    assert summary.tasks["overall"].figures["mean_accepted_tokens"].value == mean
+    assert summary.tasks["overall"].estimates["mean_accepted_tokens"].value == mean
     assert summary.lossless == {"exact": 4, "near_tie": 0, "violation": 0}
     assert set(found.generations["new_tokens"]) == {13}
     assert found.generations["peak_rss_mb"].notna().all()

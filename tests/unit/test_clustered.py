@@ -30,7 +30,7 @@ def test_intervals_agree_with_the_bootstrap_that_reports_use():
     random = np.random.default_rng(0)
     trials = random.integers(5, 60, 150).astype(float)
     hits = random.binomial(trials.astype(int), random.beta(6, 4, 150)).astype(float)
-    reported = bootstrap.figures({"share": Ratio(("a",), ("b",))}, {"a": hits, "b": trials})
+    reported = bootstrap.estimates({"share": Ratio(("a",), ("b",))}, {"a": hits, "b": trials})
     width = reported["share"].high - reported["share"].low
     for found in (ratios(hits[None], trials[None]), shares(hits[None], trials[None])):
         assert found.value[0] == pytest.approx(reported["share"].value)

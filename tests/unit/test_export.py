@@ -88,7 +88,7 @@ def test_upstreams_arithmetic_gives_our_specbench_speedup(uneven: Path, tmp_path
     assert set(tasks) == {"overall", "mt_bench", "qa"}
     for task, part in tasks.items():
         speedup, accepted = upstream_speed(files["kangaroo"], files["vanilla"], task)
-        ours = part.figures
+        ours = part.estimates
         assert speedup == pytest.approx(ours["speedup_specbench"].value, rel=1e-12), (
             f"{task}: the leaderboard's figure would not be the one that the report shows"
         )

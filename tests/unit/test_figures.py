@@ -204,7 +204,7 @@ def test_panels_of_accepted_lengths_show_distribution_and_ctar(six, drawn):
         assert [bar.get_height() for bar in box] == pytest.approx(table["exactly"].to_list())
         line = axes.lines[0]
         assert line.get_ydata() == pytest.approx(table["at_least"].to_numpy())
-        mean = summary.methods[name].tasks["overall"].figures["mean_accepted_tokens"].value
+        mean = summary.methods[name].tasks["overall"].estimates["mean_accepted_tokens"].value
         assert axes.get_title() == f"{summary.label(name)}\nmean {mean:.2f}"
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Figure
+from specbench_kangaroo.bootstrap import Estimate
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.figures import speedups
 from specbench_kangaroo.figures.style import FORMATS, looks, save
@@ -36,7 +36,7 @@ def comparison(tmp_path_factory):
 def with_figures(summary, figures):
     """A summary of kangaroo alone, with these figures and no others."""
     kangaroo = summary.methods["kangaroo"]
-    part = replace(kangaroo.tasks["overall"], figures=figures)
+    part = replace(kangaroo.tasks["overall"], estimates=figures)
     alone = replace(kangaroo, tasks={"overall": part})
     return replace(summary, methods={"vanilla": summary.methods["vanilla"], "kangaroo": alone})
 
@@ -46,7 +46,7 @@ def test_every_method_and_task_has_a_bar_with_its_value(summary):
     (axes,) = figure.axes
     bars = [bar for box in axes.containers if isinstance(box, BarContainer) for bar in box]
     expected = [
-        part.figures["speedup"].value
+        part.estimates["speedup"].value
         for name in METHODS[1:]
         for part in summary.methods[name].tasks.values()
     ]
@@ -67,7 +67,7 @@ def test_a_lossy_method_is_marked_in_legend_and_title(summary):
 
 
 def test_a_question_alone_is_drawn_without_an_error_bar(summary):
-    figure = speedups.speedup_by_task(with_figures(summary, {"speedup": Figure(1.2, None, None)}))
+    figure = speedups.speedup_by_task(with_figures(summary, {"speedup": Estimate(1.2, None, None)}))
     (axes,) = figure.axes
     assert not [box for box in axes.containers if isinstance(box, ErrorbarContainer)]
     assert not figure.legends, "one method needs no legend: the title names it"
@@ -75,7 +75,7 @@ def test_a_question_alone_is_drawn_without_an_error_bar(summary):
 
 
 def test_an_interval_that_misses_its_value_can_be_drawn(summary):
-    missed = with_figures(summary, {"speedup": Figure(1.2, 1.25, 1.3)})
+    missed = with_figures(summary, {"speedup": Estimate(1.2, 1.25, 1.3)})
     speedups.speedup_by_task(missed).canvas.draw()
 
 
@@ -94,7 +94,7 @@ def test_the_ideal_is_hollow_and_the_realised_speedup_filled(comparison):
     }
     known = looks(comparison)
     for row, name in enumerate(SIDES):
-        figures = comparison.methods[name].tasks["overall"].figures
+        figures = comparison.methods[name].tasks["overall"].estimates
         assert points[row, "white"] == pytest.approx(figures["speedup_ideal"].value), name
         assert points[row, known[name].colour] == pytest.approx(figures["speedup"].value), name
         share = f"{100 * figures['realised_over_ideal'].value:.0f} %"

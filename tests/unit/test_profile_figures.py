@@ -87,7 +87,7 @@ def profile(*, latency_only: bool = False) -> Profile:
 )
 def test_figures_follow_from_the_times(name: str, value: float) -> None:
     found = profile()
-    assert {**found.first.figures, **found.limits}[name].value == pytest.approx(value)
+    assert {**found.first.estimates, **found.limits}[name].value == pytest.approx(value)
 
 
 def test_every_answer_is_set_to_the_floor_of_its_own_repeat() -> None:
@@ -101,7 +101,7 @@ def test_every_answer_is_set_to_the_floor_of_its_own_repeat() -> None:
         for name, backend in (("generate", None), ("vanilla", "eager"))
     ]
     measured = Samples(samples, {"eager": [{1: 1.0}]}, [8.0, 4.0])
-    found = summarise_profile(measured, weight_bytes=8 * 10**6, about={}).first.figures
+    found = summarise_profile(measured, weight_bytes=8 * 10**6, about={}).first.estimates
     ratio = found["vanilla_over_floor"]
     assert (ratio.low, ratio.value, ratio.high) == (3, 3, 3)
 
@@ -127,7 +127,7 @@ def test_random_weights_have_no_figure_of_what_a_draft_is_worth() -> None:
 
 
 def test_a_method_is_measured_by_depth_and_against_vanilla() -> None:
-    figures = profile().first.methods["draft"].figures
+    figures = profile().first.methods["draft"].estimates
     assert figures["speedup"].value == pytest.approx(42 / 28)
     assert figures["mean_accepted_tokens"].value == 2
     assert figures["draft_step_ms"].value == 1.5, "3 ms for a draft two deep"
@@ -147,7 +147,7 @@ def test_a_method_is_measured_by_depth_and_against_vanilla() -> None:
     ],
 )
 def test_a_method_is_measured_against_generate_of_the_same_method(name: str, value: float) -> None:
-    assert profile().first.methods["draft"].figures[name].value == pytest.approx(value)
+    assert profile().first.methods["draft"].estimates[name].value == pytest.approx(value)
 
 
 def test_a_peer_is_no_method_and_its_other_tokens_are_counted() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Figure
+from specbench_kangaroo.bootstrap import Estimate
 from specbench_kangaroo.reports import published
 from specbench_kangaroo.reports.published import Published
 from specbench_kangaroo.reports.sections import report_of
@@ -107,7 +107,9 @@ def test_each_source_has_a_row_with_its_citation(summary: stats.Summary) -> None
 
 def test_this_run_stands_first_by_the_leaderboards_own_formula(summary: stats.Summary) -> None:
     part = summary.methods["medusa"].tasks["qa"]
-    other = replace(part, figures={**part.figures, "speedup_specbench": Figure(1.5, 1.4, 1.6)})
+    other = replace(
+        part, estimates={**part.estimates, "speedup_specbench": Estimate(1.5, 1.4, 1.6)}
+    )
     tasks = {**summary.methods["medusa"].tasks, "qa": other}
     medusa = replace(summary.methods["medusa"], tasks=tasks)
     row = cells(shown(replace(summary, methods={**summary.methods, "medusa": medusa}), "medusa"), 0)

@@ -183,7 +183,7 @@ def test_the_csv_table_is_tidy(summary: stats.Summary) -> None:
         for row in rows[: len(rows) // 2]
         if (row["method"], row["task"], row["metric"]) == ("medusa", "qa", "speedup")
     )
-    figure = summary.methods["medusa"].tasks["qa"].figures["speedup"]
+    figure = summary.methods["medusa"].tasks["qa"].estimates["speedup"]
     assert float(row["value"]) == figure.value
     assert (row["lossy"], row["n"], row["model"]) == ("true", "3", "smollm2-135m")
 

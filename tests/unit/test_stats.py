@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Figure, Ratio, expanded_level, figures
+from specbench_kangaroo.bootstrap import Estimate, Ratio, estimates, expanded_level
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.records import Lossless, Status
 from specbench_kangaroo.store import RunWriter, read_run
@@ -46,7 +46,7 @@ def answer(method, question_id, *, accepted=(3, 1, 3, 1), **changes):
 
 
 def overall(run, method="kangaroo"):
-    return stats.summarise(run).methods[method].tasks["overall"].figures
+    return stats.summarise(run).methods[method].tasks["overall"].estimates
 
 
 # --- definitions, by hand ---
@@ -85,13 +85,13 @@ def summary(tmp_path_factory):
     ],
 )
 def test_the_figures_of_the_synthetic_run(summary, name, value):
-    figure = summary.methods["kangaroo"].tasks["overall"].figures[name]
+    figure = summary.methods["kangaroo"].tasks["overall"].estimates[name]
     assert figure.value == pytest.approx(value)
     assert figure.low == figure.high == figure.value, "equal questions leave nothing uncertain"
 
 
 def test_the_baseline_has_speeds_and_nothing_that_it_cannot_have(summary):
-    figures_ = summary.methods["vanilla"].tasks["overall"].figures
+    figures_ = summary.methods["vanilla"].tasks["overall"].estimates
     assert set(figures_) == {
         "tokens_per_second",
         "compression_rate",
@@ -175,7 +175,7 @@ def test_the_ideal_takes_the_baselines_step_of_the_same_question(tmp_path):
 def test_costs_and_tokens_of_a_step_make_the_speedup_of_decoding(tmp_path):
     summary = stats.summarise(read_run(make_comparison(tmp_path / "run", questions_per_task=2)))
     for name in SIDES:
-        figures_ = summary.methods[name].tasks["overall"].figures
+        figures_ = summary.methods[name].tasks["overall"].estimates
         found = {key: figure.value for key, figure in figures_.items()}
         cost = found["draft_cost"] + found["verify_cost"]
         assert found["speedup_decode"] == pytest.approx(found["tokens_per_step"] / cost), (
@@ -266,7 +266,7 @@ def test_errors_are_excluded_in_pairs_and_counted(tmp_path):
     method = stats.summarise(run).methods["kangaroo"]
     assert (method.errors, method.prompt_too_long, method.excluded) == (1, 1, 3)
     assert method.tasks["overall"].n == 1
-    assert method.tasks["overall"].figures["speedup"].value == pytest.approx(140 / 88)
+    assert method.tasks["overall"].estimates["speedup"].value == pytest.approx(140 / 88)
 
 
 def test_a_method_that_never_succeeded_has_no_figures(tmp_path):
@@ -352,31 +352,31 @@ def test_a_sampled_run_has_a_check_in_place_of_verdicts(tmp_path):
 
 def test_one_question_gives_no_interval():
     columns = {"a": np.array([3.0]), "b": np.array([2.0])}
-    assert figures(RATIO, columns) == {"r": Figure(1.5, None, None)}
+    assert estimates(RATIO, columns) == {"r": Estimate(1.5, None, None)}
 
 
 def test_equal_questions_give_an_interval_of_no_width():
     columns = {"a": np.array([0.3, 0.6, 0.9]), "b": np.array([0.1, 0.2, 0.3])}
-    figure = figures(RATIO, columns)["r"]
+    figure = estimates(RATIO, columns)["r"]
     assert figure.low == figure.high == figure.value == pytest.approx(3.0)
 
 
 def test_a_ratio_without_a_denominator_is_absent():
-    assert figures(RATIO, {"a": np.zeros(4), "b": np.zeros(4)}) == {}
-    assert figures(RATIO, {"a": np.zeros(0), "b": np.zeros(0)}) == {}
+    assert estimates(RATIO, {"a": np.zeros(4), "b": np.zeros(4)}) == {}
+    assert estimates(RATIO, {"a": np.zeros(0), "b": np.zeros(0)}) == {}
 
 
 def test_a_denominator_that_most_resamples_lack_still_gives_an_interval():
     # Drafts on one question of three: many resamples hold no draft at all, and BCa is undefined.
-    figure = figures(RATIO, {"a": np.array([1.0, 0, 0]), "b": np.array([2.0, 0, 0])})["r"]
-    assert figure == Figure(0.5, 0.5, 0.5)
+    figure = estimates(RATIO, {"a": np.array([1.0, 0, 0]), "b": np.array([2.0, 0, 0])})["r"]
+    assert figure == Estimate(0.5, 0.5, 0.5)
 
 
 def test_the_same_run_gives_the_same_interval():
     rng = np.random.default_rng(1)
     columns = {"a": rng.lognormal(size=30), "b": rng.lognormal(size=30)}
-    assert figures(RATIO, columns) == figures(RATIO, columns)
-    assert figures(RATIO, columns, seed=1) != figures(RATIO, columns, seed=2)
+    assert estimates(RATIO, columns) == estimates(RATIO, columns)
+    assert estimates(RATIO, columns, seed=1) != estimates(RATIO, columns, seed=2)
 
 
 def test_figures_of_one_call_agree_with_scipy_on_each_alone():
@@ -384,7 +384,7 @@ def test_figures_of_one_call_agree_with_scipy_on_each_alone():
 
     rng = np.random.default_rng(2)
     columns = {"a": rng.lognormal(size=25), "b": rng.lognormal(size=25), "c": np.ones(25)}
-    both = figures(RATIO | {"mean": Ratio(("a",), ("c",))}, columns, resamples=4000)
+    both = estimates(RATIO | {"mean": Ratio(("a",), ("c",))}, columns, resamples=4000)
     alone = bootstrap(
         (columns["a"], columns["b"]),
         lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
@@ -406,7 +406,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(questions):
     for _ in range(draws):
         base = rng.gamma(4.0, 250.0, size=questions)
         columns = {"a": base, "b": base / 1.4 * np.exp(rng.normal(0.0, 0.2, size=questions))}
-        found = figures(RATIO, columns, resamples=999)["r"]
+        found = estimates(RATIO, columns, resamples=999)["r"]
         covered += found.low <= 1.4 / np.exp(0.2**2 / 2) <= found.high
     assert 0.93 <= covered / draws <= 0.97, "a 95 % interval must hold the truth in 95 % of runs"
 
@@ -422,7 +422,7 @@ def test_a_large_run_is_summarised_in_seconds(tmp_path):
     summary = stats.summarise(replace(run, steps=steps))
     assert time.perf_counter() - began < 10, "a report must not keep its reader waiting"
     assert len(steps) == 200_000
-    mean = summary.methods["kangaroo"].tasks["overall"].figures["mean_accepted_tokens"]
+    mean = summary.methods["kangaroo"].tasks["overall"].estimates["mean_accepted_tokens"]
     assert mean.value == pytest.approx(3.0)
 
 

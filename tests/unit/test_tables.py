@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Figure
+from specbench_kangaroo.bootstrap import Estimate
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.records import Lossless, Status
 from specbench_kangaroo.reports import tables
@@ -62,7 +62,7 @@ def changed(summary, method, **changes):
 def with_figures(summary, method, **figures):
     """The summary with other overall figures of a method."""
     part = summary.methods[method].tasks["overall"]
-    part = replace(part, figures={**part.figures, **figures})
+    part = replace(part, estimates={**part.estimates, **figures})
     return changed(summary, method, tasks={**summary.methods[method].tasks, "overall": part})
 
 
@@ -93,7 +93,7 @@ def test_every_row_is_whole_on_one_line(summary, width):
     assert "…" not in text, "a cell was cut"
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
-    overall = summary.methods["kangaroo"].tasks["overall"].figures["speedup"]
+    overall = summary.methods["kangaroo"].tasks["overall"].estimates["speedup"]
     interval = f"{overall.value:.2f} ({overall.low:.2f}–{overall.high:.2f})"
     for task in ("overall", *TASKS):
         (line,) = (line for line in lines if line.startswith(task))
@@ -115,16 +115,16 @@ def test_the_terminal_names_the_interval_and_the_verdict(summary):
 @pytest.mark.parametrize(
     ("speedup", "colour"),
     [
-        (Figure(1.3, 1.2, 1.4), GREEN),
-        (Figure(0.8, 0.7, 0.9), RED),
-        (Figure(1.3, 0.9, 1.4), None),
-        (Figure(1.3, None, None), None),
+        (Estimate(1.3, 1.2, 1.4), GREEN),
+        (Estimate(0.8, 0.7, 0.9), RED),
+        (Estimate(1.3, 0.9, 1.4), None),
+        (Estimate(1.3, None, None), None),
     ],
 )
 def test_only_a_whole_interval_is_coloured(summary, speedup, colour):
     kangaroo = summary.methods["kangaroo"]
     part = kangaroo.tasks["qa"]
-    part = replace(part, figures={**part.figures, "speedup": speedup})
+    part = replace(part, estimates={**part.estimates, "speedup": speedup})
     text = printed(changed(summary, "kangaroo", tasks={"qa": part}), width=100, colour=True)
     assert [code for code in (GREEN, RED) if code in text] == ([colour] if colour else [])
 
@@ -178,7 +178,7 @@ def test_a_method_that_never_succeeded_says_so(tmp_path):
 
 def test_a_lossy_methods_differences_are_counted_but_not_red(summary):
     counts = {"exact": 9, "near_tie": 1, "violation": 2}
-    good = with_figures(summary, "kangaroo", speedup=Figure(1.2, 1.1, 1.3))
+    good = with_figures(summary, "kangaroo", speedup=Estimate(1.2, 1.1, 1.3))
     lossy = changed(good, "kangaroo", lossless=counts, lossy=True)
     text = printed(lossy, width=100)
     assert text.startswith("kangaroo (lossy) against vanilla")
@@ -198,7 +198,7 @@ def test_a_lossy_methods_differences_are_counted_but_not_red(summary):
 )
 def test_a_sampled_run_is_told_from_its_token_frequencies(summary, check, lossy, line):
     sampling = SamplingCheck(*check, tokens=4000)
-    faster = with_figures(summary, "kangaroo", speedup=Figure(1.2, 1.1, 1.3))
+    faster = with_figures(summary, "kangaroo", speedup=Estimate(1.2, 1.1, 1.3))
     sampled = changed(faster, "kangaroo", lossless=None, sampling=sampling, lossy=lossy)
     text = printed(sampled, width=100)
     assert line in text
@@ -226,7 +226,7 @@ def test_every_figure_of_a_comparison_is_whole(six, width):
     text = printed(six, width=width)
     for name in SIDES:
         for task in ("overall", *TASKS):
-            speedup = six.methods[name].tasks[task].figures["speedup"]
+            speedup = six.methods[name].tasks[task].estimates["speedup"]
             interval = f"{speedup.low:.2f}–{speedup.high:.2f}"
             assert re.search(rf"(?<!\S){interval}(?!\S)", text), f"{name}'s {interval} is broken"
     for word in ("token_", "recycling", "(lossy)", "kangaroo", "prompt_", "lookahead", "61.0 rows"):
@@ -244,7 +244,7 @@ def test_a_narrower_terminal_gets_several_tables_but_no_broken_figure(six):
     lines = printed(six, width=60).splitlines()
     overall = [line.split()[1:] for line in lines if line.startswith("overall ")]
     expected = [
-        f"{six.methods[name.split()[0]].tasks['overall'].figures['speedup'].value:.2f}"
+        f"{six.methods[name.split()[0]].tasks['overall'].estimates['speedup'].value:.2f}"
         for name in RANKED
         if name != "vanilla"
     ]
@@ -315,7 +315,7 @@ def test_the_flag_for_details(tmp_path, capsys):
 
 
 def test_a_slow_method_is_explained_by_what_its_steps_cost_and_yield(six):
-    tokens = six.methods["layer_skip"].tasks["overall"].figures["tokens_per_step"].value
+    tokens = six.methods["layer_skip"].tasks["overall"].estimates["tokens_per_step"].value
     assert sentence(six, "layer_skip") == (
         "layer_skip is slower than vanilla: a step costs 0.93 (draft) + 1.07 (verifying 7.0 rows) "
         f"vanilla passes and yields {tokens:.2f} tokens."
@@ -327,13 +327,13 @@ def test_a_slow_method_is_explained_by_what_its_steps_cost_and_yield(six):
 @pytest.mark.parametrize(
     ("speedup", "claim"),
     [
-        (Figure(0.9, 0.85, 0.95), "kangaroo is slower than vanilla: a step costs "),
-        (Figure(0.98, 0.9, 1.05), "kangaroo is not faster than vanilla: a step costs "),
-        (Figure(0.9, None, None), "kangaroo is not faster than vanilla: a step costs "),
+        (Estimate(0.9, 0.85, 0.95), "kangaroo is slower than vanilla: a step costs "),
+        (Estimate(0.98, 0.9, 1.05), "kangaroo is not faster than vanilla: a step costs "),
+        (Estimate(0.9, None, None), "kangaroo is not faster than vanilla: a step costs "),
     ],
 )
 def test_only_a_whole_interval_under_1_is_called_slower(summary, six, speedup, claim):
-    slow = {"speedup": speedup, "speedup_decode": Figure(0.9, 0.85, 0.95)}
+    slow = {"speedup": speedup, "speedup_decode": Estimate(0.9, 0.85, 0.95)}
     for run in (summary, six):
         assert sentence(with_figures(run, "kangaroo", **slow), "kangaroo").startswith(claim)
         assert claim in printed(with_figures(run, "kangaroo", **slow), width=100)
@@ -352,9 +352,9 @@ def test_a_method_that_drafts_nothing_is_not_explained_by_its_steps(tmp_path):
 
 def test_a_slow_prefill_is_the_reason_where_decoding_is_faster(six):
     slow = {
-        "speedup": Figure(0.9, 0.85, 0.95),
-        "speedup_decode": Figure(1.1, 1.0, 1.2),
-        "ttft_ms": Figure(75.0, 70.0, 80.0),
+        "speedup": Estimate(0.9, 0.85, 0.95),
+        "speedup_decode": Estimate(1.1, 1.0, 1.2),
+        "ttft_ms": Estimate(75.0, 70.0, 80.0),
     }
     assert sentence(with_figures(six, "kangaroo", **slow), "kangaroo") == (
         "kangaroo is slower than vanilla: its decoding is 1.10 times as fast, but its first token "
@@ -364,11 +364,11 @@ def test_a_slow_prefill_is_the_reason_where_decoding_is_faster(six):
 
 def test_time_between_the_phases_is_named_where_it_is_the_reason(six):
     figures = {
-        "speedup": Figure(0.9, 0.85, 0.95),
-        "speedup_decode": Figure(0.8, 0.7, 0.9),
-        "draft_cost": Figure(0.2, 0.2, 0.2),
-        "verify_cost": Figure(1.1, 1.1, 1.1),
-        "tokens_per_step": Figure(2.0, 2.0, 2.0),
+        "speedup": Estimate(0.9, 0.85, 0.95),
+        "speedup_decode": Estimate(0.8, 0.7, 0.9),
+        "draft_cost": Estimate(0.2, 0.2, 0.2),
+        "verify_cost": Estimate(1.1, 1.1, 1.1),
+        "tokens_per_step": Estimate(2.0, 2.0, 2.0),
     }
     assert sentence(with_figures(six, "kangaroo", **figures), "kangaroo") == (
         "kangaroo is slower than vanilla: a step costs 0.20 (draft) + 1.10 (verifying 5.0 rows) + "

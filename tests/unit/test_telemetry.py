@@ -197,7 +197,7 @@ def test_energy_per_token_is_over_measured_answers_alone(measured: Path) -> None
     tokens = {name: len(make_steps(name)) for name in ("vanilla", "kangaroo")}
     assert tokens["vanilla"] == 12
     for method, joules in (("vanilla", 2.0), ("kangaroo", 1.0)):
-        figure = summary.methods[method].tasks["overall"].figures["joules_per_token"]
+        figure = summary.methods[method].tasks["overall"].estimates["joules_per_token"]
         assert figure.value == pytest.approx(joules), f"{method}: {figure}"
         assert figure.low is not None, "a figure without an interval"
     assert to_json(summary)["methods"]["kangaroo"]["peak_device_mb"] == 300.5

@@ -70,7 +70,7 @@ def test_with_known_costs_every_speedup_is_predicted(tmp_path: Path, costs: Cost
         tasks = summarise(read_run(folder)).methods["kangaroo"].tasks
         for task, part in tasks.items():
             assert predicted(found, steps, threshold, task) == pytest.approx(
-                part.figures["speedup"].value, rel=1e-9
+                part.estimates["speedup"].value, rel=1e-9
             ), f"{task}: γ = {steps}, η = {threshold} would run at another speed than was promised"
 
 
@@ -82,7 +82,7 @@ def test_few_unknown_positions_move_no_prediction_far(tmp_path: Path) -> None:
         folder = make_drafting_run(
             tmp_path / str(number), answers, steps=steps, threshold=threshold
         )
-        real = summarise(read_run(folder)).methods["kangaroo"].tasks["overall"].figures["speedup"]
+        real = summarise(read_run(folder)).methods["kangaroo"].tasks["overall"].estimates["speedup"]
         assert predicted(found, steps, threshold) == pytest.approx(real.value, rel=0.01)
 
 
@@ -110,7 +110,7 @@ def test_a_few_slow_steps_make_no_short_draft_dearer_than_a_long_one() -> None:
 def test_the_logged_setting_is_predicted_exactly(logged: Path) -> None:
     run = read_run(logged)
     found = tune(run)
-    measured = summarise(run).methods["kangaroo"].tasks["overall"].figures["speedup"].value
+    measured = summarise(run).methods["kangaroo"].tasks["overall"].estimates["speedup"].value
     assert found.measured_at_logged == pytest.approx(measured, rel=1e-12)
     assert found.predicted_at_logged == pytest.approx(measured, rel=1e-12)
     assert predicted(found, DEEPEST, 0.0) == pytest.approx(measured, rel=1e-12)
@@ -124,10 +124,10 @@ def test_every_task_has_its_own_best_setting_with_an_interval(logged: Path) -> N
     for part in found.tasks.values():
         row = found.steps.index(part.best.steps)
         column = found.thresholds.index(part.best.threshold)
-        assert part.speedup[row, column] == part.speedup.max() == pytest.approx(part.figure.value)
-        assert part.figure.low is not None
-        assert part.figure.high is not None
-        assert part.figure.low < part.figure.value < part.figure.high
+        assert part.speedup[row, column] == part.speedup.max() == pytest.approx(part.estimate.value)
+        assert part.estimate.low is not None
+        assert part.estimate.high is not None
+        assert part.estimate.low < part.estimate.value < part.estimate.high
     assert good.mean_accepted_tokens > bad.mean_accepted_tokens > 1
     assert predicted(found, 1, 0.3) == predicted(found, 1, 0.9), "γ = 1 has nothing to stop"
 
