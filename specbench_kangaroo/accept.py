@@ -1,8 +1,8 @@
-"""Which drafted rows the target agrees with: the one acceptance rule for all methods.
+"""Which drafted nodes the target agrees with: the one acceptance rule for all methods.
 
-Knows: a tree, the target's logits of its rows, draft distributions.  Does not know: who drafted.
+Knows: a tree, the target's logits of its nodes, draft distributions.  Does not know: who drafted.
 
-Greedy: follow the target's argmax through the tree.  Sampling: at every row try its children in
+Greedy: follow the target's argmax through the tree.  Sampling: at every node try its children in
 order; accept child t, drawn from q, with probability min(1, p(t)/q(t)); when it is rejected go on
 with the residual norm(max(p - q, 0)) (Leviathan et al. 2211.17192, theorem 1; repeated over
 siblings, Miao et al. 2305.09781).  A child that was chosen rather than drawn has a one-hot q.
@@ -26,9 +26,9 @@ from specbench_kangaroo.tree import TokenTree
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """The accepted rows, root first, and the target's own next token after the last of them."""
+    """The accepted nodes, root first, and the target's own next token after the last of them."""
 
-    rows: tuple[int, ...]
+    nodes: tuple[int, ...]
     bonus: int
 
 
@@ -44,10 +44,10 @@ def accept_greedy(tree: TokenTree, logits: Tensor) -> Acceptance:
     """Follow the target's argmax. ``logits``: (T, V)."""
     wanted = logits.argmax(-1).tolist()
     tokens = tree.tokens.tolist()
-    rows = [0]
-    while (match := _child_with_token(tree, tokens, rows[-1], wanted[rows[-1]])) is not None:
-        rows.append(match)
-    return Acceptance(tuple(rows), wanted[rows[-1]])
+    nodes = [0]
+    while (match := _child_with_token(tree, tokens, nodes[-1], wanted[nodes[-1]])) is not None:
+        nodes.append(match)
+    return Acceptance(tuple(nodes), wanted[nodes[-1]])
 
 
 def accept_sampling(
@@ -57,23 +57,23 @@ def accept_sampling(
 
     Args:
         logits: (T, V) of the target.
-        draft_probabilities: (T-1, V): row i-1 is the distribution that row i's token was drawn
+        draft_probabilities: (T-1, V): node i-1 is the distribution that node i's token was drawn
             from, given that its earlier siblings were rejected; None if tokens were chosen, not
             drawn.
     """
     target = sampler.sampling.probabilities(logits)  # [T, V]
     tokens = tree.tokens.tolist()
-    rows = [0]
+    nodes = [0]
     while True:
-        residual = target[rows[-1]]  # [V] what the next token is still to be drawn from
-        for child in tree.children(rows[-1]):
+        residual = target[nodes[-1]]  # [V] what the next token is still to be drawn from
+        for child in tree.children(nodes[-1]):
             proposal = _proposal(tokens[child], residual, draft_probabilities, child)
             if sampler.chance.accepts(_acceptance_chance(residual, proposal, tokens[child])):
-                rows.append(child)
+                nodes.append(child)
                 break
             residual = _residual(residual, proposal)
         else:
-            return Acceptance(tuple(rows), sampler.chance.pick(residual))
+            return Acceptance(tuple(nodes), sampler.chance.pick(residual))
 
 
 def accept_typical(
@@ -89,26 +89,26 @@ def accept_typical(
     entropy = torch.special.entr(p).sum(-1)  # (T,)
     tokens = tree.tokens.tolist()
     drafted = range(1, tree.n_candidates)
-    parents = [tree.parents[row] for row in drafted]
+    parents = [tree.parents[node] for node in drafted]
     threshold, chances = to_host(
         (rule.delta * torch.exp(-entropy)).clamp(max=rule.epsilon),
-        p[parents, [tokens[row] for row in drafted]],  # (n_candidates - 1,)
+        p[parents, [tokens[node] for node in drafted]],  # (n_candidates - 1,)
     )
-    best: dict[int, tuple[int, float]] = {0: (0, 0.0)}  # accepted row -> depth, log-likelihood
-    for row, parent, chance in zip(drafted, parents, chances, strict=True):
+    best: dict[int, tuple[int, float]] = {0: (0, 0.0)}  # accepted node -> depth, log-likelihood
+    for node, parent, chance in zip(drafted, parents, chances, strict=True):
         if parent in best and chance > threshold[parent]:
             depth, likelihood = best[parent]
-            best[row] = (depth + 1, likelihood + math.log(chance))
-    rows = [max(best, key=best.__getitem__)]
-    while rows[0] > 0:
-        rows.insert(0, tree.parents[rows[0]])
-    last = rows[-1]
+            best[node] = (depth + 1, likelihood + math.log(chance))
+    nodes = [max(best, key=best.__getitem__)]
+    while nodes[0] > 0:
+        nodes.insert(0, tree.parents[nodes[0]])
+    last = nodes[-1]
     bonus = int(p[last].argmax()) if sampler is None else sampler.chance.pick(p[last])
-    return Acceptance(tuple(rows), bonus)
+    return Acceptance(tuple(nodes), bonus)
 
 
-def _child_with_token(tree: TokenTree, tokens: list[int], row: int, token: int) -> int | None:
-    return next((child for child in tree.children(row) if tokens[child] == token), None)
+def _child_with_token(tree: TokenTree, tokens: list[int], node: int, token: int) -> int | None:
+    return next((child for child in tree.children(node) if tokens[child] == token), None)
 
 
 def _proposal(token: int, like: Tensor, draft_probabilities: Tensor | None, child: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from specbench_kangaroo.devices import default_device, environment, main_device
 from specbench_kangaroo.errors import UsageError, look_up
-from specbench_kangaroo.graphs import CudaRecorder, Recorder
+from specbench_kangaroo.graphs import Capturer, CudaCapturer
 from specbench_kangaroo.loading.models import LoadedModel, load_model
 from specbench_kangaroo.loading.templates import template_named
 from specbench_kangaroo.method import Method, MethodOptions
@@ -25,7 +25,7 @@ from specbench_kangaroo.request import ModelChoice, Request, Settings
 from specbench_kangaroo.sampling import Sampling
 from specbench_kangaroo.target import Target
 
-_RECORDERS: Mapping[str, type[CudaRecorder] | None] = {"eager": None, "graph": CudaRecorder}
+_CAPTURERS: Mapping[str, type[CudaCapturer] | None] = {"eager": None, "graph": CudaCapturer}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +93,8 @@ def load_bench(plan: Plan) -> Bench:
     loaded = load_model(
         choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
     )
-    recorder = recorder_of(choice, loaded.model.device)
-    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer, recorder=recorder)
+    capturer = capturer_of(choice, loaded.model.device)
+    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer, capturer=capturer)
     return Bench(
         request=plan.request,
         loaded=loaded,
@@ -113,18 +113,18 @@ def check_backend(choice: ModelChoice) -> None:
     Raises:
         UsageError: that, or an unknown backend.
     """
-    recorder = look_up("backend", choice.backend, _RECORDERS)
+    capturer = look_up("backend", choice.backend, _CAPTURERS)
     device = main_device(choice.device or default_device())
-    if recorder is not None and device == "cpu":
+    if capturer is not None and device == "cpu":
         raise UsageError(
             f"the {choice.backend} backend needs a CUDA device, not {device}; use --backend eager"
         )
 
 
-def recorder_of(choice: ModelChoice, device: torch.device) -> Recorder | None:
+def capturer_of(choice: ModelChoice, device: torch.device) -> Capturer | None:
     """What the chosen backend captures the passes of a model on ``device`` with, None: nothing."""
-    recorder = look_up("backend", choice.backend, _RECORDERS)
-    return None if recorder is None else recorder(device)
+    capturer = look_up("backend", choice.backend, _CAPTURERS)
+    return None if capturer is None else capturer(device)
 
 
 def sampling_of(settings: Settings) -> Sampling | None:

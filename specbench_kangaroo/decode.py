@@ -16,7 +16,7 @@ import torch
 from specbench_kangaroo.accept import Acceptance, accept_greedy, accept_sampling, accept_typical
 from specbench_kangaroo.cache import KVCache
 from specbench_kangaroo.clock import Clock, in_order
-from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.method import Draft, Method, Session, Verified
 from specbench_kangaroo.records import ExitReason, StepRecord
 from specbench_kangaroo.sampling import Sampler
 from specbench_kangaroo.target import Target, TargetOutput
@@ -147,10 +147,10 @@ def _step(
     clock.stamp()
     acceptance = accept(draft, output, session.sampler)
     emitted = _emitted(draft, acceptance, session.eos, left)
-    session.cache.commit(acceptance.rows)
-    method.observe(Verdict(acceptance.rows, acceptance.bonus, output))
+    session.cache.commit(acceptance.nodes)
+    method.observe(Verified(acceptance.nodes, acceptance.bonus, output))
     clock.stamp()
-    accepted = min(len(emitted), len(acceptance.rows) - 1)
+    accepted = min(len(emitted), len(acceptance.nodes) - 1)
     first_layer = draft.resume.layer if draft.resume else 0
     return _Step(length + 1, draft, accepted, emitted, target.weight_share(first_layer))
 
@@ -179,7 +179,7 @@ def _emitted(
 ) -> tuple[int, ...]:
     """Accepted tokens and the bonus token, cut after EOS and at the budget."""
     tokens = draft.tree.tokens.tolist()
-    found = [*(tokens[row] for row in acceptance.rows[1:]), acceptance.bonus][:left]
+    found = [*(tokens[row] for row in acceptance.nodes[1:]), acceptance.bonus][:left]
     end = next((i + 1 for i, token in enumerate(found) if token in eos), len(found))
     return tuple(found[:end])
 

@@ -41,7 +41,7 @@ _LEAST_SLOTS = 1024  # growing drops every graph over the smaller memory
 _WARM_UPS = 2
 
 
-class Recorder(Protocol):
+class Capturer(Protocol):
     """Turns a function of buffers into something that does the same again, faster.
 
     Attributes:
@@ -50,12 +50,12 @@ class Recorder(Protocol):
 
     captures: int
 
-    def record(self, function: Callable[[], tuple[Tensor, ...]]) -> Replay:
+    def capture(self, function: Callable[[], tuple[Tensor, ...]]) -> Replay:
         """Capture what ``function`` does to memory now; it may be run more than once."""
         ...
 
 
-class CudaRecorder:
+class CudaCapturer:
     """Captures CUDA graphs on a stream of its own; all of them share one pool of memory.
 
     Sharing is safe as outputs are copied out right after each replay and replays never overlap.
@@ -70,7 +70,7 @@ class CudaRecorder:
             # A pool whose graphs are all dropped cannot be used again: this one stays.
             self._anchor = self._capture(lambda: (torch.zeros(1, device=device),))
 
-    def record(self, function: Callable[[], tuple[Tensor, ...]]) -> Replay:
+    def capture(self, function: Callable[[], tuple[Tensor, ...]]) -> Replay:
         """Run on the side stream until libraries have set themselves up, then capture."""
         self.captures += 1
         with torch.cuda.device(self._device):
@@ -102,8 +102,8 @@ class Uncaptured:
     def __init__(self) -> None:
         self.captures = 0
 
-    def record(self, function: Callable[[], tuple[Tensor, ...]]) -> Replay:
-        """See :class:`Recorder`."""
+    def capture(self, function: Callable[[], tuple[Tensor, ...]]) -> Replay:
+        """See :class:`Capturer`."""
         self.captures += 1
         return function
 
@@ -125,8 +125,8 @@ class Graphs:
     passes over it are not captured.
     """
 
-    def __init__(self, recorder: Recorder, *, most: int = MOST_GRAPHS) -> None:
-        self._recorder = recorder
+    def __init__(self, capturer: Capturer, *, most: int = MOST_GRAPHS) -> None:
+        self._capturer = capturer
         self._most = most
         self._storages: dict[tuple[CacheShape, ...], Storage] = {}
         self._lent: set[tuple[CacheShape, ...]] = set()
@@ -167,15 +167,15 @@ class Graphs:
         key = _Key(cache.storage, body, rows_bucket(len(hidden)), length)
         segment = self._segments.get(key)
         if segment is None:
-            segment = self._record(key, hidden, rows)
+            segment = self._segment(key, hidden, rows)
         self._segments.move_to_end(key)
         return segment.run(hidden, rows)
 
-    def _record(self, key: _Key, hidden: Tensor, rows: Rows) -> Segment:
+    def _segment(self, key: _Key, hidden: Tensor, rows: Rows) -> Segment:
         inputs = Inputs(hidden, rows, count=key.rows, length=key.length, storage=key.storage)
         inputs.fill(hidden, rows)
-        segment = self._segments[key] = Segment.record(key.body, inputs, self._recorder.record)
-        # Only now: recording has waited for the device, so that no dropped graph is still running.
+        segment = self._segments[key] = Segment.capture(key.body, inputs, self._capturer.capture)
+        # Only now: capturing has waited for the device, so that no dropped graph is still running.
         while len(self._segments) > self._most:
             self._segments.popitem(last=False)
         return segment

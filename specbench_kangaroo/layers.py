@@ -72,7 +72,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerSpec:
     """Where a layer stands among the others: its index, attention window and rotation."""
 
     index: int
@@ -91,16 +91,16 @@ class Layer(Protocol):
 class ModuleLayer:
     """A decoder layer as transformers wrote it."""
 
-    def __init__(self, module: Any, place: Place) -> None:
+    def __init__(self, module: Any, spec: LayerSpec) -> None:
         self._module = module
-        self._place = place
+        self._spec = spec
 
     def __call__(self, hidden: Tensor, rows: Rows, cache: Slots) -> Tensor:
         """See :class:`Layer`."""
-        angles = rows.angles_of(self._place.rotation)
+        angles = rows.angles_of(self._spec.rotation)
         output = self._module(
             hidden[None],
-            attention_mask=rows.visible[self._place.window],  # reaches `attention` untouched
+            attention_mask=rows.visible[self._spec.window],  # reaches `attention` untouched
             position_ids=None,
             past_key_values=_Slot(cache, rows.slot),
             use_cache=True,
@@ -170,9 +170,9 @@ class _Projections:
 class LeanLayer:
     """A Llama-shaped decoder layer: fused projections, residuals added by the products."""
 
-    def __init__(self, module: Any, place: Place) -> None:
+    def __init__(self, module: Any, spec: LayerSpec) -> None:
         attention, mlp = module.self_attn, module.mlp
-        self._place = place
+        self._spec = spec
         self._size = attention.head_dim
         self._scale = attention.scaling
         found = _Projections.of(module)
@@ -201,11 +201,11 @@ class LeanLayer:
         if self._norm_q is not None:
             rotated = self._normed(rotated)
         if self._rotates:
-            rotated = rotate(rotated, rows.angles_of(self._place.rotation))
+            rotated = rotate(rotated, rows.angles_of(self._spec.rotation))
         rotated = rotated.transpose(0, 1)[None]  # [1, n_q + n_kv, T, d]
         queries, keys = rotated[:, : -self._n_kv], rotated[:, -self._n_kv :]
-        stored = cache.write(self._place.index, rows.slot, keys, values.transpose(0, 1)[None])
-        visible = rows.visible[self._place.window]
+        stored = cache.write(self._spec.index, rows.slot, keys, values.transpose(0, 1)[None])
+        visible = rows.visible[self._spec.window]
         mixed = attend(queries, stored.keys, stored.values, visible, scale=self._scale)
         return mixed[0].transpose(0, 1).reshape(count, -1)  # [T, n_q * d]
 

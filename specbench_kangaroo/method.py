@@ -66,7 +66,7 @@ class Draft:
     Attributes:
         tree: the root and what may follow.
         resume: None runs all layers on the tree's tokens.
-        probabilities: (T-1, V) row i-1 is the distribution that row i was drawn from, given that
+        probabilities: (T-1, V) row i-1 is the distribution that node i was drawn from, given that
             its earlier siblings were rejected; None says that tokens were chosen, not drawn.
         confidence: the draft's own probability of each depth's likeliest token, if it has one.
         exit_reason: why the draft is no deeper.
@@ -82,16 +82,16 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verified:
     """What the target said of a draft.
 
     Attributes:
-        rows: accepted rows, root first; they are committed by now.
+        nodes: accepted nodes, root first; they are committed by now.
         bonus: the target's own next token: the root of the next step.
-        output: logits (T, V) and hidden states (T, H) of every row of the tree.
+        output: logits (T, V) and hidden states (T, H) of every node of the tree.
     """
 
-    rows: tuple[int, ...]
+    nodes: tuple[int, ...]
     bonus: int
     output: TargetOutput
 
@@ -161,8 +161,8 @@ class Method(Protocol):
         """
         ...
 
-    def observe(self, verdict: Verdict) -> None:
-        """Learn which rows were accepted, and from the target's output."""
+    def observe(self, verified: Verified) -> None:
+        """Learn which nodes were accepted, and from the target's output."""
         ...
 
 
@@ -197,5 +197,5 @@ class PlainMethod:
         """See :class:`Method`."""
         raise NotImplementedError
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         """See :class:`Method`."""

@@ -29,7 +29,7 @@ Body = Callable[[Tensor, Rows, Slots], tuple[Tensor, ...]]
 Replay = Callable[[], tuple[Tensor, ...]]
 """Runs a body once more on the buffers' present contents; the next replay may overwrite outputs."""
 
-Record = Callable[[Callable[[], tuple[Tensor, ...]]], Replay]
+Capture = Callable[[Callable[[], tuple[Tensor, ...]]], Replay]
 """Captures a function of buffers."""
 
 ROWS: tuple[int, ...] = (*range(1, 9), 12, 16, 24, 32, 48, 64)
@@ -126,9 +126,9 @@ class Segment:
     replay: Replay
 
     @classmethod
-    def record(cls, body: Body, inputs: Inputs, record: Record) -> Segment:
+    def capture(cls, body: Body, inputs: Inputs, capture: Capture) -> Segment:
         """Capture ``body`` on ``inputs``, which hold a pass already."""
-        return cls(inputs, record(lambda: body(inputs.hidden, inputs.rows, inputs.cache)))
+        return cls(inputs, capture(lambda: body(inputs.hidden, inputs.rows, inputs.cache)))
 
     def run(self, hidden: Tensor, rows: Rows) -> tuple[Tensor, ...]:
         """The body's outputs for a pass, (t, …) each, in memory of their own."""

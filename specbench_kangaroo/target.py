@@ -28,13 +28,13 @@ from specbench_kangaroo.families import (
     not_by_range,
     weight_bytes,
 )
-from specbench_kangaroo.graphs import Graphs, Recorder
+from specbench_kangaroo.graphs import Capturer, Graphs
 from specbench_kangaroo.layers import (
     ATTENTION,
     Layer,
+    LayerSpec,
     LeanLayer,
     ModuleLayer,
-    Place,
     Rows,
     attention,
     is_llama_shaped,
@@ -80,7 +80,7 @@ class Target:
             attention implementation is switched to ours.
         name: what packaged draft weights are looked up by.
         tokenizer: the model's own, whose vocabulary a second model must share; None: not known.
-        recorder: captures passes of a few rows for replay; None launches every operation itself.
+        capturer: captures passes of a few rows for replay; None launches every operation itself.
 
     Raises:
         UsageError: the family's layers, run one by one, do not give what the model itself gives.
@@ -92,7 +92,7 @@ class Target:
         *,
         name: str = "",
         tokenizer: Any = None,
-        recorder: Recorder | None = None,
+        capturer: Capturer | None = None,
     ) -> None:
         self.layout = layout_of(model)
         self.model = model
@@ -114,12 +114,12 @@ class Target:
         self._placement = Placement.of(model, self.layout, dtype=self.dtype, device=self.device)
         self.rope = self._placement.rope
         self._weight_shares = _weight_shares(model)
-        self.recorder = recorder
+        self.capturer = capturer
         self._graphs: Graphs | None = None
         with torch.inference_mode():
             self._layers = self._build()
-            if recorder is not None:
-                self._capture(recorder)
+            if capturer is not None:
+                self._capture(capturer)
 
     def _build(self) -> list[Layer]:
         ids = self._check_ids()
@@ -142,15 +142,15 @@ class Target:
         """Ways to run the layers, the fastest first."""
         layout = self.layout
         modules = [
-            (module, Place(index, layout.windows[index], layout.rotations[index]))
+            (module, LayerSpec(index, layout.windows[index], layout.rotations[index]))
             for index, module in enumerate(self.model.model.layers)
         ]
         if any(is_llama_shaped(module) for module, _ in modules):
             yield [
-                LeanLayer(module, place) if is_llama_shaped(module) else ModuleLayer(module, place)
-                for module, place in modules
+                LeanLayer(module, spec) if is_llama_shaped(module) else ModuleLayer(module, spec)
+                for module, spec in modules
             ]
-        yield [ModuleLayer(module, place) for module, place in modules]
+        yield [ModuleLayer(module, spec) for module, spec in modules]
 
     def _check_ids(self) -> Tensor:
         """(T,) a text that means nothing, on the host."""
@@ -169,14 +169,14 @@ class Target:
             tolerance = max(tolerance, _QUANTISED_TOLERANCE)
         return bool(error < tolerance)
 
-    def _capture(self, recorder: Recorder) -> None:
+    def _capture(self, capturer: Capturer) -> None:
         """From here on passes of a few rows are replayed; check that they give the same."""
         if {*self._homes, self._norm_home, self._head.device} != {self.device}:
             raise _not_captured(self.model, "it lies on several devices")
         ids = self._check_ids()
         everything = self.embed(ids), 0, self.n_layers, self.prompt_rows(len(ids))
         wanted = self.predict(*everything, self.new_cache(len(ids))).logits
-        self._graphs = Graphs(recorder)
+        self._graphs = Graphs(capturer)
         try:
             agrees = self._agrees(ids, wanted)
         except torch.OutOfMemoryError:
@@ -189,7 +189,7 @@ class Target:
     @property
     def captures(self) -> int:
         """How many passes were captured so far: if it grew, the times meanwhile are of no use."""
-        return 0 if self.recorder is None else self.recorder.captures
+        return 0 if self.capturer is None else self.capturer.captures
 
     def start(self) -> None:
         """A generation begins: caches that were made before are done with."""

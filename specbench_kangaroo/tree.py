@@ -1,4 +1,4 @@
-"""The one shape that every draft has: tokens, and for each of them the row it follows.
+"""The one shape that every draft has: tokens, and for each of them the node it follows.
 
 Knows: tokens and parents.  Does not know: models, caches, methods.
 
@@ -22,9 +22,9 @@ class TokenTree:
     """Tokens to score in one pass of the target.
 
     Attributes:
-        tokens: (T,) row 0 is the root: the last committed token, not yet in the cache.
+        tokens: (T,) node 0 is the root: the last committed token, not yet in the cache.
         parents: ``parents[0] == -1`` and ``parents[i] < i``.
-        n_candidates: rows ``0 .. n_candidates-1`` may be accepted; later rows only ride along.
+        n_candidates: nodes ``0 .. n_candidates-1`` may be accepted; later nodes only ride along.
 
     Raises:
         ValueError: the three do not describe a tree.
@@ -38,38 +38,38 @@ class TokenTree:
         if len(self.tokens) != len(self.parents) or not self.parents:
             raise ValueError(f"{len(self.tokens)} tokens with {len(self.parents)} parents")
         if self.parents[0] != -1 or any(
-            not 0 <= parent < row for row, parent in enumerate(self.parents[1:], start=1)
+            not 0 <= parent < node for node, parent in enumerate(self.parents[1:], start=1)
         ):
             raise ValueError(f"parents must come before their children: {self.parents}")
         if not 1 <= self.n_candidates <= len(self.parents):
-            raise ValueError(f"n_candidates is {self.n_candidates} of {len(self.parents)} rows")
+            raise ValueError(f"n_candidates is {self.n_candidates} of {len(self.parents)} nodes")
 
     @classmethod
     def chain(cls, tokens: Tensor) -> TokenTree:
-        """A tree in which every row follows the one before. ``tokens``: (T,)."""
+        """A tree in which every node follows the one before. ``tokens``: (T,)."""
         return cls(tokens, chain_parents(len(tokens)), len(tokens))
 
     @classmethod
     def merged(cls, root: int, continuations: Sequence[Sequence[int]]) -> TokenTree:
         """Several continuations of ``root`` as a trie, so that no token is scored twice.
 
-        Those that begin alike share rows.  Siblings stand in the order of first appearance, and
-        the first continuation lies right behind the root, where accepting it copies no cache rows.
+        Those that begin alike share nodes.  Siblings stand in the order of first appearance, and
+        the first continuation lies right behind the root, where accepting it copies no cache slots.
         """
         tokens, parents = [root], [-1]
-        rows: dict[tuple[int, int], int] = {}  # (parent's row, token): row
+        nodes: dict[tuple[int, int], int] = {}  # (parent's node, token): node
         for continuation in continuations:
-            row = 0
+            node = 0
             for token in continuation:
-                parent, row = row, rows.setdefault((row, token), len(tokens))
-                if row == len(tokens):
+                parent, node = node, nodes.setdefault((node, token), len(tokens))
+                if node == len(tokens):
                     tokens.append(token)
                     parents.append(parent)
         return cls(torch.tensor(tokens), tuple(parents), len(tokens))
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """(T,) the number of edges from the root; a row's position is ``length + depth``."""
+        """(T,) the number of edges from the root; a node's position is ``length + depth``."""
         return depths(self.parents)
 
     @property
@@ -77,19 +77,19 @@ class TokenTree:
         """The longest path of candidates, root excluded: what a step counts as drafted."""
         return max(self.depths[: self.n_candidates])
 
-    def children(self, row: int) -> tuple[int, ...]:
-        """Acceptable rows that follow ``row``, in the order in which they are tried."""
-        return tuple(i for i in range(1, self.n_candidates) if self.parents[i] == row)
+    def children(self, node: int) -> tuple[int, ...]:
+        """Acceptable nodes that follow ``node``, in the order in which they are tried."""
+        return tuple(i for i in range(1, self.n_candidates) if self.parents[i] == node)
 
 
-def chain_parents(rows: int) -> tuple[int, ...]:
+def chain_parents(nodes: int) -> tuple[int, ...]:
     """The parents of a chain: -1, 0, 1 and so on."""
-    return tuple(range(-1, rows - 1))
+    return tuple(range(-1, nodes - 1))
 
 
 @lru_cache(maxsize=4096)
 def depths(parents: tuple[int, ...]) -> tuple[int, ...]:
-    """Depth of every row below its root."""
+    """Depth of every node below its root."""
     found: list[int] = []
     for parent in parents:
         found.append(0 if parent < 0 else found[parent] + 1)
@@ -98,29 +98,29 @@ def depths(parents: tuple[int, ...]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def ancestor_closure(parents: tuple[int, ...]) -> Tensor:
-    """(T, T) bool: entry (i, j) says that row i sees row j, its ancestor or itself.
+    """(T, T) bool: entry (i, j) says that node i sees node j, its ancestor or itself.
 
     The result is shared between calls: do not write to it.
     """
     closure = np.eye(
         len(parents), dtype=np.bool_
     )  # some trees are new in every step: no torch here
-    for row, parent in enumerate(parents):
+    for node, parent in enumerate(parents):
         if parent >= 0:
-            closure[row] |= closure[parent]
+            closure[node] |= closure[parent]
     return torch.from_numpy(closure)
 
 
 def attention_mask(
     parents: Sequence[int], length: int, *, first: int = 0, window: int | None = None
 ) -> Tensor:
-    """Who may see whom, for rows ``first ..`` of a tree above ``length`` committed positions.
+    """Who may see whom, for nodes ``first ..`` of a tree above ``length`` committed positions.
 
     Args:
-        window: a sliding window: a row sees positions within ``window`` of its own, itself counted.
+        window: a sliding window: a node sees positions within ``window`` of its own, itself too.
 
     Returns:
-        (T - first, length + T) bool; columns are the committed positions, then the tree's rows.
+        (T - first, length + T) bool; columns are the committed positions, then the tree's nodes.
     """
     closure = ancestor_closure(tuple(parents))[first:]  # [T - first, T]
     prefix = torch.ones(len(closure), length, dtype=torch.bool)

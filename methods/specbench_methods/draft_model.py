@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading.models import LoadedModel, load_model
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import chain_parents
@@ -51,7 +51,7 @@ class DraftModel(PlainMethod):
             loaded.model,
             name=loaded.name,
             tokenizer=loaded.tokenizer,
-            recorder=target.recorder,
+            capturer=target.capturer,
         )
         check_vocabulary(self._draft, target)
         self._rule = StopRule(steps=options.steps, threshold=options.threshold)
@@ -120,9 +120,9 @@ class DraftModel(PlainMethod):
             chain.extend(self._next_logits(chain), self._session.sampler)
         return chain.draft(reason)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         """Keep what was accepted; the last drafted token is pending, as nothing came after it."""
-        text = [*self._pending, *(self._chain.tokens[row] for row in verdict.rows)]
+        text = [*self._pending, *(self._chain.tokens[row] for row in verified.nodes)]
         read = len(self._pending) + self._chain.depth if self._chain.depth else 0
         kept = min(len(text), read)
         self._cache.commit(range(kept))

@@ -20,7 +20,7 @@ from torch import Tensor
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.host import to_host
 from specbench_kangaroo.loading.heads import KnownHeads
-from specbench_kangaroo.method import Draft, MethodOptions, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, Session, Verified, option
 from specbench_kangaroo.packed import Linear
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
@@ -150,9 +150,9 @@ class Kangaroo:
         self._growth = growth
         return growth.draft(self.exit_layer, reason)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         """Roll the adapter's cache back to what was accepted."""
-        self._adapter.commit(self._growth, verdict.rows)
+        self._adapter.commit(self._growth, verified.nodes)
 
     def _shallow(self, growth: Growth) -> None:
         """Run the first layers on the rows of the newest depth, above the committed cache."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import TokenTree
@@ -100,11 +100,11 @@ class Lookahead(PlainMethod):
         )
         return Draft(tree, exit_reason=self._reason(guesses, budget))
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         """Take n-grams from the window's columns and let it move on by one token."""
         if not self._looks_ahead:
             return
-        newest = self._newest(verdict.output.logits)
+        newest = self._newest(verified.output.logits)
         if self._window.full:
             for ngram in self._window.ngrams(newest):
                 self._pool.add(ngram)

@@ -18,7 +18,7 @@ from specbench_kangaroo.accept import Typical
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.host import to_host
 from specbench_kangaroo.loading.heads import KnownHeads
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import TokenTree
@@ -127,9 +127,9 @@ class Medusa(PlainMethod):
             typical=self._typical,
         )
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         """Keep the final state of the last accepted row."""
-        self._hidden = verdict.output.hidden[verdict.rows[-1] :][:1]
+        self._hidden = verified.output.hidden[verified.nodes[-1] :][:1]
 
 
 METHOD = Medusa

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import TokenTree
@@ -64,9 +64,9 @@ class PromptLookup(PlainMethod):
         tree = TokenTree.chain(torch.tensor(self._chain))  # [T]
         return Draft(tree, exit_reason=self._reason(found, budget))
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         """Keep the committed tokens; the bonus token is the next root."""
-        self._remember([self._chain[row] for row in verdict.rows])
+        self._remember([self._chain[node] for node in verified.nodes])
 
     def generate_options(self) -> dict[str, Any]:
         """The arguments with which transformers' own ``generate`` looks up the same n-grams.

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict, option
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_kangaroo.tree import TokenTree
@@ -116,9 +116,9 @@ class TokenRecycling(PlainMethod):
         tree = TokenTree(torch.tensor(tokens), tuple(parents), len(tokens))
         return Draft(tree, exit_reason=self._exit_reason(successors[0], budget))
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         """Recycle the candidates of every row; those of accepted rows replace the others'."""
-        self._recycle(self._tokens, verdict.output.logits, last=verdict.rows)
+        self._recycle(self._tokens, verified.output.logits, last=verified.nodes)
 
     def _recycle(self, tokens: list[int], logits: Tensor, *, last: Sequence[int] = ()) -> None:
         """Store the likeliest successors of (T,) tokens by their logits (T, V)."""

@@ -85,7 +85,7 @@ def load_model(
         model=model,
         tokenizer=tokenizer,
         dtype=str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
-        device=_placed_on(model, device),
+        device=_device_of(model, device),
         sha256=source.sha256,
         revision=source.revision,
         eos_token_ids=_eos_token_ids(model, tokenizer),
@@ -122,7 +122,7 @@ def _find(name: str, revision: str | None) -> _Source:
     return _Source(folder, weights_sha256(folder), None)
 
 
-def _placed_on(model: Any, device: str) -> str:
+def _device_of(model: Any, device: str) -> str:
     """``device``, or for auto the one device that sufficed."""
     if device != devices.AUTO:
         return device

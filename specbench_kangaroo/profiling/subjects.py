@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from specbench_kangaroo.bench import check_backend, method_options, recorder_of
+from specbench_kangaroo.bench import capturer_of, check_backend, method_options
 from specbench_kangaroo.devices import (
     check_device,
     check_dtype,
@@ -69,7 +69,7 @@ class Engine:
     @property
     def captures(self) -> bool:
         """Whether passes are captured when they are first met."""
-        return self.target.recorder is not None
+        return self.target.capturer is not None
 
 
 class Turn(NamedTuple):
@@ -132,7 +132,7 @@ def _targets(request: ProfileRequest, model: Any, **about: Any) -> dict[str, Tar
     """One a backend, all of the same modules; ``about`` is what the targets are told of them."""
     choices = {name: replace(request.model, backend=name) for name in request.backends}
     return {
-        name: Target(model, **about, recorder=recorder_of(choice, model.device))
+        name: Target(model, **about, capturer=capturer_of(choice, model.device))
         for name, choice in choices.items()
     }
 

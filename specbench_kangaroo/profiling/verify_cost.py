@@ -42,7 +42,7 @@ def rows_of(target: Target) -> tuple[int, ...]:
     Where a pass takes milliseconds these are all up to the largest.  A backend that captures passes
     pads them to sizes of its own, so that the sizes between say nothing.
     """
-    dense = target.device.type == "cuda" and target.recorder is None
+    dense = target.device.type == "cuda" and target.capturer is None
     sizes = range(1, max(ROWS) + 1) if dense else ROWS
     return tuple(rows for rows in sizes if rows < target.context_length)
 

@@ -138,7 +138,7 @@ class Teacher:
         )
         return Batch(
             hidden=states,
-            rows=tuple(_placed(answers, shifts, ahead) for ahead in self._ahead),
+            rows=tuple(_shifted_rows(answers, shifts, ahead) for ahead in self._ahead),
             teacher_ids=self._ids[stored].long(),
             teacher_probabilities=self._probabilities[stored].float(),
             labels=self._labels[stored],
@@ -159,7 +159,7 @@ def _answer_rows(store: FeatureStore, document: int) -> _Rows:
     return np.arange(start + store.prompt_lengths[document] - 1, end - 1)
 
 
-def _placed(answers: Sequence[_Rows], shifts: Sequence[int], ahead: int) -> Tensor:
+def _shifted_rows(answers: Sequence[_Rows], shifts: Sequence[int], ahead: int) -> Tensor:
     """(M_i,) rows of the flattened states that have a prediction ``ahead`` of them to imitate."""
     kept = [
         answer[: max(0, len(answer) - ahead)] + shift

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from specbench_kangaroo import method
 from specbench_kangaroo.bench import Bench, sampling_of
 from specbench_kangaroo.loading.models import LoadedModel
-from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.method import Draft, Method, Session, Verified
 from specbench_kangaroo.questions import Question, QuestionSet
 from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.target import Target, TargetOutput
@@ -118,8 +118,8 @@ class Stub:
         self._rows = rows
         return Draft(TokenTree.chain(torch.tensor(rows)))
 
-    def observe(self, verdict: Verdict) -> None:
-        self._ids += [self._rows[row] for row in verdict.rows]
+    def observe(self, verified: Verified) -> None:
+        self._ids += [self._rows[row] for row in verified.nodes]
 
 
 class Raises(Stub):

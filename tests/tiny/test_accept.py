@@ -101,7 +101,7 @@ def test_chosen_siblings_leave_the_targets_distribution(siblings: tuple[int, ...
 
     def round_of(chance: Enumerated) -> tuple[int, ...]:
         found = accept_sampling(tree, logits, None, Sampler(sampling, chance))
-        return (int(tree.tokens[found.rows[1]]) if len(found.rows) > 1 else found.bonus,)
+        return (int(tree.tokens[found.nodes[1]]) if len(found.nodes) > 1 else found.bonus,)
 
     distribution = first_token_distribution(enumerate_texts(round_of))
     torch.testing.assert_close(distribution, sampling.probabilities(logits)[0], rtol=0, atol=1e-12)
@@ -122,7 +122,7 @@ def test_drawn_siblings_without_replacement_leave_the_targets_distribution() -> 
         second = chance.pick(rest)
         tree = TokenTree(torch.tensor([0, first, second]), (-1, 0, 0), 3)
         found = accept_sampling(tree, logits, torch.stack((q, rest)), Sampler(sampling, chance))
-        return (int(tree.tokens[found.rows[1]]) if len(found.rows) > 1 else found.bonus,)
+        return (int(tree.tokens[found.nodes[1]]) if len(found.nodes) > 1 else found.bonus,)
 
     distribution = first_token_distribution(enumerate_texts(round_of))
     torch.testing.assert_close(distribution, sampling.probabilities(logits)[0], rtol=0, atol=1e-12)
@@ -142,7 +142,7 @@ def test_a_drawn_chain_leaves_the_targets_joint_distribution() -> None:
         logits = target[[V, first, second]]
         sampler = Sampler(sampling, chance)
         found = accept_sampling(tree, logits, draft[[V, first]], sampler)
-        text = (*tree.tokens[list(found.rows[1:])].tolist(), found.bonus)
+        text = (*tree.tokens[list(found.nodes[1:])].tolist(), found.bonus)
         if len(text) == 1:  # the target goes on by itself
             text = (*text, chance.pick(sampling.probabilities(target[text[0]])))
         return text[:2]
@@ -157,7 +157,7 @@ def test_a_certain_token_of_the_draft_that_the_target_excludes_is_rejected() -> 
     logits = torch.tensor([[0.0, -torch.inf, 1.0], [0.0, 0.0, 0.0]])
     tree = TokenTree.chain(torch.tensor([0, 1]))
     found = accept_sampling(tree, logits, None, Sampler(Sampling(temperature=1.0), SeededChance(0)))
-    assert found.rows == (0,)
+    assert found.nodes == (0,)
     assert found.bonus != 1
 
 
@@ -166,9 +166,9 @@ def test_typical_acceptance_takes_the_longest_path_of_tokens_that_are_not_unlike
     p = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.97, 0.01, 0.01, 0.01], [0.25] * 4, [0.25] * 4])
     tree = TokenTree(torch.tensor([0, 0, 1, 1]), (-1, 0, 0, 1), 4)  # 0 -> {0 -> 1, 1}
     found = accept_typical(tree, p.log(), Typical(0.09, 0.3), None)
-    assert found.rows == (0, 1), "1 % after a sure token is not typical; of equals the likelier"
+    assert found.nodes == (0, 1), "1 % after a sure token is not typical; of equals the likelier"
     assert found.bonus == 0
     lenient = accept_typical(tree, p.log(), Typical(0.005, 0.3), None)
-    assert lenient.rows == (0, 1, 3), "with a lower ε the longer path is typical"
+    assert lenient.nodes == (0, 1, 3), "with a lower ε the longer path is typical"
     strict = accept_typical(tree, p.log(), Typical(0.9, 3.0), None)
-    assert strict.rows == (0,), "a threshold above every chance accepts nothing"
+    assert strict.nodes == (0,), "a threshold above every chance accepts nothing"

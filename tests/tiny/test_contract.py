@@ -8,7 +8,7 @@ import torch
 
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, accept, decode, verify
-from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.method import Draft, Method, Session, Verified
 from specbench_kangaroo.registry import method_class, method_names
 from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.target import Target, TargetOutput
@@ -90,9 +90,9 @@ class Watched:
         assert len(self._draft.tree.parents) <= self.max_rows, "the tree is larger than announced"
         return self._draft
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verified: Verified) -> None:
         tokens = self._draft.tree.tokens.tolist()
-        self._ids += [tokens[row] for row in verdict.rows]
+        self._ids += [tokens[row] for row in verified.nodes]
         fresh = self._model.new_cache(len(self._ids))
         self._model.prefill(torch.tensor(self._ids), fresh)
         for layer in range(self._model.n_layers):
@@ -100,7 +100,7 @@ class Watched:
             for kind in ("keys", "values"):
                 error = (getattr(found, kind) - getattr(wanted, kind)).abs().max()
                 assert error < 1e-10, f"{kind} of layer {layer} differ from a fresh prefill's"
-        self._inner.observe(verdict)
+        self._inner.observe(verified)
         self.rounds += 1
 
 
@@ -192,8 +192,8 @@ def first_token(model: Target, method: Method, sampler: Sampler) -> int:
     method.begin(session, prompt, prefill)
     draft = method.propose(3, 1)
     acceptance = accept(draft, verify(model, draft, cache), sampler)
-    if len(acceptance.rows) > 1:
-        return int(draft.tree.tokens[acceptance.rows[1]])
+    if len(acceptance.nodes) > 1:
+        return int(draft.tree.tokens[acceptance.nodes[1]])
     return acceptance.bonus
 
 

@@ -8,7 +8,7 @@ import torch
 
 from specbench_kangaroo.clock import ClockError, FakeClock, WallClock, in_order
 from specbench_kangaroo.decode import Decoded, Limits, PromptTooLongError, decode
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verdict
+from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.registry import method_class
 from specbench_kangaroo.target import TargetOutput
@@ -47,8 +47,8 @@ class Oracle(PlainMethod):
         ]
         return Draft(TokenTree.chain(torch.tensor([root, *guesses])))
 
-    def observe(self, verdict: Verdict) -> None:
-        self._at += len(verdict.rows)
+    def observe(self, verified: Verified) -> None:
+        self._at += len(verified.nodes)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from specbench_kangaroo.bench import manifest
 from specbench_kangaroo.clock import CudaClock, clock_for
 from specbench_kangaroo.decode import Limits, decode
 from specbench_kangaroo.device_log import AFTER, BEFORE, read_device_log
-from specbench_kangaroo.graphs import CudaRecorder
+from specbench_kangaroo.graphs import CudaCapturer
 from specbench_kangaroo.loading.shapes import random_model, shape_named
 from specbench_kangaroo.method import MethodOptions
 from specbench_kangaroo.runner import execute
@@ -262,7 +262,7 @@ def test_stamps_cost_at_most_one_percent(backend: str) -> None:
     """The default model's size, whose steps are short; those of graphs are the shortest."""
     device = torch.device("cuda", 0)
     model = random_model(shape_named("smollm2-135m"), dtype="bfloat16", device="cuda:0")
-    engine = Target(model, recorder=CudaRecorder(device) if backend == "graph" else None)
+    engine = Target(model, capturer=CudaCapturer(device) if backend == "graph" else None)
     vanilla = Vanilla(MethodOptions())
     limits = Limits(max_new_tokens=128, eos=frozenset())
 

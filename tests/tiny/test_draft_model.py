@@ -14,7 +14,7 @@ from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading.models import load_model
-from specbench_kangaroo.method import Session, Verdict
+from specbench_kangaroo.method import Session, Verified
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request
 from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
@@ -86,10 +86,10 @@ class Watched(DraftModel):
         self.full, self.cut = 0, 0
         super().begin(session, prompt, output)
 
-    def observe(self, verdict: Verdict) -> None:
-        self._ids += [self._chain.tokens[row] for row in verdict.rows]
-        super().observe(verdict)
-        accepted = len(verdict.rows) - 1
+    def observe(self, verified: Verified) -> None:
+        self._ids += [self._chain.tokens[row] for row in verified.nodes]
+        super().observe(verified)
+        accepted = len(verified.nodes) - 1
         self.full += accepted == self._chain.depth
         self.cut += accepted < self._chain.depth
         assert [*self._ids[: self._cache.length], *self._pending] == self._ids, "a token was lost"

@@ -11,7 +11,7 @@ import torch
 
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.graphs import Recorder, Uncaptured
+from specbench_kangaroo.graphs import Capturer, Uncaptured
 from specbench_kangaroo.loading.models import LoadedModel, load_model
 from specbench_kangaroo.method import Method
 from specbench_kangaroo.registry import method_class, method_names
@@ -48,14 +48,14 @@ class Case:
     """A family, how it is launched, and how tokens are chosen."""
 
     family: str
-    recorder: Recorder | None = None
+    capturer: Capturer | None = None
     temperature: float = 0.0
 
 
 CASES = {
     "greedy": Case("llama-gqa-tied"),
     "sampled": Case("qwen2-mixed-windows", temperature=1.0),
-    "graph": Case("gemma3-two-ropes", recorder=Uncaptured()),
+    "graph": Case("gemma3-two-ropes", capturer=Uncaptured()),
 }
 
 
@@ -73,7 +73,7 @@ def test_methods_keep_tensors_on_the_targets_device(
     kind = method_class(name)
     here = Target(random_model(case.family), name="tiny")
     with far_device():
-        there = Target(move(random_model(case.family)), name="tiny", recorder=case.recorder)
+        there = Target(move(random_model(case.family)), name="tiny", capturer=case.capturer)
         assert there.device == FAR
         examples = kind.example_options(there, tmp_path)
         methods = [kind.load(there, options) for options in examples]

@@ -2,7 +2,7 @@
 
 A CUDA graph freezes what the host decided while it was captured, reads and writes fixed addresses,
 and overwrites its outputs in the next replay.  ``Traced`` is all of that on a CPU: the operations
-are recorded once and replayed, into memory that all replays share.
+are captured once and replayed, into memory that all replays share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from specbench_kangaroo.clock import clock_for
 from specbench_kangaroo.decode import Limits, decode, verify
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.generation import generate as answer
-from specbench_kangaroo.graphs import CudaRecorder, Graphs, Recorder, Uncaptured
+from specbench_kangaroo.graphs import Capturer, CudaCapturer, Graphs, Uncaptured
 from specbench_kangaroo.method import Draft, Method, MethodOptions
 from specbench_kangaroo.records import Status
 from specbench_kangaroo.registry import method_class, method_names
@@ -48,7 +48,7 @@ class Traced(Uncaptured):
         super().__init__()
         self._memory = torch.zeros(64 * 1024, dtype=torch.float64)
 
-    def record(self, function: Function) -> Replay:
+    def capture(self, function: Function) -> Replay:
         self.captures += 1
         with torch.inference_mode(False), torch.no_grad():
             operations = make_fx(function)()
@@ -78,7 +78,7 @@ def pair(family: str, kind: type[Uncaptured] = Uncaptured) -> tuple[Target, Targ
     """A family's target, eager and on graphs."""
     name = f"tiny-{family}"
     return Target(long_model(family), name=name), Target(
-        long_model(family), name=name, recorder=kind()
+        long_model(family), name=name, capturer=kind()
     )
 
 
@@ -184,13 +184,13 @@ def test_a_text_goes_on_to_the_contexts_end() -> None:
 
 
 def test_a_step_of_vanilla_is_one_replay_and_is_captured_once_for_each_length() -> None:
-    model = Target(long_model(PLAIN), recorder=(recorder := Uncaptured()))
-    before = recorder.captures
+    model = Target(long_model(PLAIN), capturer=(capturer := Uncaptured()))
+    before = capturer.captures
     prompt = prompt_to(model, 128)
     generate(model, vanilla(), prompt)
-    assert recorder.captures - before == 2, "below and above 128 slots: one segment each"
+    assert capturer.captures - before == 2, "below and above 128 slots: one segment each"
     generate(model, vanilla(), prompt)
-    assert recorder.captures - before == 2, "a second generation captures nothing"
+    assert capturer.captures - before == 2, "a second generation captures nothing"
 
 
 def test_a_draft_model_and_a_draft_heads_layers_are_captured_too(tmp_path: Path) -> None:
@@ -208,9 +208,9 @@ def test_a_draft_model_and_a_draft_heads_layers_are_captured_too(tmp_path: Path)
 
 def test_no_more_graphs_are_kept_than_allowed() -> None:
     eager, _ = pair(PLAIN)
-    model = Target(long_model(PLAIN), recorder=(recorder := Uncaptured()))
-    model._graphs = Graphs(recorder, most=2)
-    prompt, before = prompt_to(model, 128), recorder.captures
+    model = Target(long_model(PLAIN), capturer=(capturer := Uncaptured()))
+    model._graphs = Graphs(capturer, most=2)
+    prompt, before = prompt_to(model, 128), capturer.captures
     with torch.inference_mode():
         for rows in (1, 2, 1, 3, 1, 2):
             model.start()
@@ -218,26 +218,26 @@ def test_no_more_graphs_are_kept_than_allowed() -> None:
             model.prefill(torch.tensor(prompt[:9]), cache)
             verify(model, Draft(TokenTree.chain(torch.tensor(prompt[:rows]))), cache)
             assert len(segments_of(model)) <= 2, "memory grows with every kind of pass"
-    assert recorder.captures - before == 4, "only the one that was used least lately comes again"
+    assert capturer.captures - before == 4, "only the one that was used least lately comes again"
     assert generate(model, vanilla(), prompt) == generate(eager, vanilla(), prompt)
 
 
 def test_prompts_and_large_trees_run_as_in_eager() -> None:
-    model = Target(long_model(PLAIN), recorder=(recorder := Uncaptured()))
-    before = recorder.captures
+    model = Target(long_model(PLAIN), capturer=(capturer := Uncaptured()))
+    before = capturer.captures
     with torch.inference_mode():
         model.start()
         cache = model.new_cache(100)
         model.prefill(torch.tensor([3, 4, 5]), cache)
         verify(model, Draft(TokenTree.chain(torch.tensor([3] * 65))), cache)
-    assert recorder.captures == before
+    assert capturer.captures == before
 
 
 # Memory
 
 
 def test_generations_follow_each_other_in_one_place() -> None:
-    model = Target(long_model(PLAIN), recorder=Uncaptured())
+    model = Target(long_model(PLAIN), capturer=Uncaptured())
     places = []
     for capacity in (30, 90, 50):
         model.start()
@@ -278,7 +278,7 @@ def test_padding_rows_write_finite_states_to_the_spare_slot_alone(family: str) -
 
 
 def test_memory_that_is_too_small_is_replaced_and_its_graphs_are_dropped() -> None:
-    model = Target(long_model(PLAIN), recorder=(recorder := Uncaptured()))
+    model = Target(long_model(PLAIN), capturer=(capturer := Uncaptured()))
     prompt = prompt_to(model, 128)
     first = generate(model, vanilla(), prompt)
     kept = len(segments_of(model))
@@ -286,9 +286,9 @@ def test_memory_that_is_too_small_is_replaced_and_its_graphs_are_dropped() -> No
     model.new_cache(5000)
     assert kept > 0
     assert len(segments_of(model)) == 0, "a graph on memory that was given back"
-    captures = recorder.captures
+    captures = capturer.captures
     assert generate(model, vanilla(), prompt) == first
-    assert recorder.captures > captures
+    assert capturer.captures > captures
 
 
 @torch.inference_mode()
@@ -323,22 +323,22 @@ def test_a_cache_of_an_earlier_generation_is_refused() -> None:
 
 
 class Wrong(Uncaptured):
-    def record(self, function: Function) -> Replay:
+    def capture(self, function: Function) -> Replay:
         return lambda: tuple(output + 1 for output in function())
 
 
 class Fails(Uncaptured):
-    def record(self, function: Function) -> Replay:
+    def capture(self, function: Function) -> Replay:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
 @pytest.mark.parametrize(
-    ("recorder", "reason"),
+    ("capturer", "reason"),
     [(Wrong(), "do not give the same logits"), (Fails(), "stream is capturing; use")],
 )
-def test_a_model_that_graphs_cannot_run_is_refused(recorder: Recorder, reason: str) -> None:
+def test_a_model_that_graphs_cannot_run_is_refused(capturer: Capturer, reason: str) -> None:
     with pytest.raises(UsageError, match=f"LlamaForCausalLM cannot be captured .*{reason}"):
-        Target(random_model(PLAIN), recorder=recorder)
+        Target(random_model(PLAIN), capturer=capturer)
 
 
 # Times
@@ -367,11 +367,11 @@ class Endless(Uncaptured):
         self._count = count
 
 
-def answered(recorder: Recorder) -> tuple[Begun, list[Any]]:
+def answered(capturer: Capturer) -> tuple[Begun, list[Any]]:
     """Two answers to one prompt on a fresh target."""
     method = Begun(MethodOptions())
     bench = replace(
-        make_bench({"begun": method}), target=Target(random_model(PLAIN), recorder=recorder)
+        make_bench({"begun": method}), target=Target(random_model(PLAIN), capturer=capturer)
     )
     item = Round(QUESTIONS[1], 0, 0, ("begun",))
     return method, [answer(bench, item, "begun", {}) for _ in range(2)]
@@ -403,7 +403,7 @@ def gpu_pair(family: str) -> tuple[Target, Target]:
     device = torch.device("cuda", 0)
     name = f"tiny-{family}"
     return Target(long_model(family).to(device), name=name), Target(
-        long_model(family).to(device), name=name, recorder=CudaRecorder(device)
+        long_model(family).to(device), name=name, capturer=CudaCapturer(device)
     )
 
 
@@ -429,8 +429,8 @@ def test_captured_graphs_give_the_tokens_of_eager(family: str, name: str, tmp_pa
 def test_many_captured_graphs_stay_bounded_and_right() -> None:
     eager, _ = gpu_pair(PLAIN)
     device = torch.device("cuda", 0)
-    model = Target(long_model(PLAIN).to(device), recorder=(recorder := CudaRecorder(device)))
-    model._graphs = Graphs(recorder, most=3)
+    model = Target(long_model(PLAIN).to(device), capturer=(capturer := CudaCapturer(device)))
+    model._graphs = Graphs(capturer, most=3)
     for rows in (*range(1, 9), 1, 2, 3):
         logits = []
         for each in (eager, model):
@@ -442,7 +442,7 @@ def test_many_captured_graphs_stay_bounded_and_right() -> None:
                 logits.append(verify(each, draft, cache).logits)
         torch.testing.assert_close(logits[1], logits[0])
         assert len(segments_of(model)) <= 3
-    assert recorder.captures > 8
+    assert capturer.captures > 8
 
 
 @pytest.mark.cuda

@@ -7,7 +7,7 @@ import torch
 
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.method import Session, Verdict
+from specbench_kangaroo.method import Session, Verified
 from specbench_kangaroo.target import TargetOutput
 from specbench_methods.kangaroo import Kangaroo
 
@@ -24,9 +24,9 @@ class Watched(Kangaroo):
         self._ids = prompt.tolist()
         super().begin(session, prompt, output)
 
-    def observe(self, verdict: Verdict) -> None:
-        self._ids += [self._growth.tokens[row] for row in verdict.rows]
-        super().observe(verdict)
+    def observe(self, verified: Verified) -> None:
+        self._ids += [self._growth.tokens[row] for row in verified.nodes]
+        super().observe(verified)
         self.rounds += 1
         found, pending = self._adapter._cache, self._adapter._pending
         ids = torch.tensor(self._ids)

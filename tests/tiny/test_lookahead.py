@@ -14,7 +14,7 @@ import torch
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode, verify
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.method import Draft, Method, Session, Verified
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import TargetOutput
 from specbench_kangaroo.tree import attention_mask
@@ -225,10 +225,10 @@ class AllRight(Lookahead):
         super().begin(session, prompt, output)
         self._pool = Oracle(self.text, self.options.ngram - 1)
 
-    def observe(self, verdict: Verdict) -> None:
-        super().observe(verdict)
+    def observe(self, verified: Verified) -> None:
+        super().observe(verified)
         assert isinstance(self._pool, Oracle)
-        self._pool.at += len(verdict.rows)
+        self._pool.at += len(verified.nodes)
 
 
 @pytest.mark.parametrize("ngram", [3, 5])
@@ -246,7 +246,7 @@ def test_published_scoring_accepts_one_less_of_a_full_match(ngram: int) -> None:
         assert len(whole) > 1, "no step had a whole n-gram"
         for step in whole:
             assert (step.drafted, step.accepted, step.emitted) == (most, most, most + 1)
-        rows[published] = whole[0].rows
+        rows[published] = whole[0].nodes
     assert rows[True] == rows[False], "the last guess is scored, though it is never accepted"
 
 
@@ -284,7 +284,7 @@ def test_without_budget_there_is_neither_draft_nor_window() -> None:
     with torch.inference_mode():
         draft = method.propose(3, 0)
         assert (draft.tree.parents, draft.exit_reason) == ((-1,), ExitReason.BUDGET)
-        method.observe(Verdict((0,), 5, verify(target(FAMILY), draft, session.cache)))
+        method.observe(Verified((0,), 5, verify(target(FAMILY), draft, session.cache)))
     assert method._window.levels == before, "a window that was not scored cannot move"
 
 

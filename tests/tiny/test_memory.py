@@ -17,7 +17,7 @@ from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
 from specbench_kangaroo.errors import DeviceLostError
 from specbench_kangaroo.memory import is_device_lost, is_out_of_memory
-from specbench_kangaroo.method import Draft, Method, Session, Verdict
+from specbench_kangaroo.method import Draft, Method, Session, Verified
 from specbench_kangaroo.registry import method_class, method_names
 from specbench_kangaroo.runner import execute
 from specbench_kangaroo.store import Run, RunWriter, read_run
@@ -94,8 +94,8 @@ class Breaks:
         found: Draft = self._call("propose", root, budget)
         return found
 
-    def observe(self, verdict: Verdict) -> None:
-        self._call("observe", verdict)
+    def observe(self, verified: Verified) -> None:
+        self._call("observe", verified)
 
 
 def test_a_method_is_none_the_worse_for_a_pass_that_broke_off(
@@ -130,8 +130,8 @@ class OutOfMemory(Stub):
 
     error: Exception = torch.OutOfMemoryError(CUDA_TEXT)
 
-    def observe(self, verdict: Verdict) -> None:
-        super().observe(verdict)
+    def observe(self, verified: Verified) -> None:
+        super().observe(verified)
         if self.prompts[-1][1] == 11 and len(self._ids) > len(self.prompts[-1]) + 4:
             raise self.error
 

@@ -13,7 +13,7 @@ from transformers.generation import PromptLookupCandidateGenerator
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Limits, decode
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, Session, Verdict
+from specbench_kangaroo.method import Draft, Session, Verified
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_methods.prompt_lookup import LookupOptions, PromptLookup
@@ -119,7 +119,7 @@ def test_the_index_finds_what_a_scan_finds(
         assert found == expected, f"after {text[: done + 1]}"
         true = text[done + 1 :]
         right = next((i for i in range(len(found)) if found[i] != true[i]), len(found))
-        method.observe(Verdict(tuple(range(right + 1)), 0, UNREAD))
+        method.observe(Verified(tuple(range(right + 1)), 0, UNREAD))
         done += right + 1
 
 

@@ -162,7 +162,7 @@ def test_backends_share_the_weights_that_generate_reads(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subjects, "check_backend", lambda choice: None)
-    monkeypatch.setattr(subjects, "recorder_of", lambda choice, device: None)
+    monkeypatch.setattr(subjects, "capturer_of", lambda choice, device: None)
     request = ProfileRequest(
         model=ModelChoice(name="", device="cpu"), shape=str(config), backends=("eager", "graph")
     )

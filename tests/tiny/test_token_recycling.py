@@ -10,7 +10,7 @@ import torch
 from specbench_kangaroo.clock import WallClock
 from specbench_kangaroo.decode import Decoded, Limits, decode
 from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, Session, Verdict
+from specbench_kangaroo.method import Draft, Session, Verified
 from specbench_kangaroo.records import ExitReason
 from specbench_kangaroo.target import Target, TargetOutput
 from specbench_methods.parts.draft_tree import TreeShape
@@ -105,7 +105,7 @@ def test_every_row_is_recycled_and_of_equal_tokens_the_accepted_one() -> None:
     logits = torch.zeros(4, VOCABULARY)
     for row, (first, second) in enumerate([(10, 11), (12, 13), (14, 15), (16, 17)]):
         logits[row, first], logits[row, second] = 2.0, 1.0
-    method.observe(Verdict((0, 1), 12, TargetOutput(logits, torch.zeros(4, 1))))
+    method.observe(Verified((0, 1), 12, TargetOutput(logits, torch.zeros(4, 1))))
     assert method._table == {1: [10, 11], 7: [12, 13], 8: [14, 15], 4: [4, 5]}
 
 
