@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Two processes: most tests use one core.  Tests of one group, such as Ray's, share a process.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-# The committed reference and what is held against it are the same command line: this one.
+# The committed reference and what is compared with it are the same command line: this one.
 REGRESSION_RUN   := results/reference/regression
 REGRESSION_FLAGS := --device cpu --dtype float32 --limit 3 --max-new-tokens 32 \
 	--method kangaroo --method medusa --method token_recycling --method lookahead \

@@ -1,7 +1,5 @@
 """Which drafted nodes the target agrees with: the one acceptance rule for all methods.
 
-Knows: a tree, the target's logits of its nodes, draft distributions.  Does not know: who drafted.
-
 Greedy: follow the target's argmax through the tree.  Sampling: at every node try its children in
 order; accept child t, drawn from q, with probability min(1, p(t)/q(t)); when it is rejected go on
 with the residual norm(max(p - q, 0)) (Leviathan et al. 2211.17192, theorem 1; repeated over

@@ -1,7 +1,5 @@
 """Attention of a few rows over cached keys and values.
 
-Knows: tensors.  Does not know: caches, layers, trees.
-
 The queries of one key-value group are folded into rows, so grouped-query attention never expands
 the cache: with a mask, torch's own fallback would copy every key once per query head.
 """

@@ -1,8 +1,4 @@
-"""What a run needs before it can start: questions, target and methods, checked and loaded.
-
-Knows: how a request becomes loaded objects and a manifest.  Does not know: in which order things
-run, the run folder's files, or any method by name but the baseline's.
-"""
+"""What a run needs before it can start: questions, target and methods, checked and loaded."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ Few questions give a bootstrap too narrow intervals: it draws from n points as i
 there are.  The nominal level is therefore that of Student's interval in place of the normal one
 (the expanded interval of Hesterberg, The American Statistician 69, 2015); it tends to 95 % as n
 grows.
-
-Knows: arrays of per-question sums.  Does not know: methods, tasks, or what the sums are of.
 """
 
 from __future__ import annotations

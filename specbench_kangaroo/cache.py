@@ -1,7 +1,5 @@
 """The key-value cache: preallocated, with committed rows below and scratch rows above.
 
-Knows: tensors and slots.  Does not know: layers' arithmetic, trees, methods.
-
 Invariant: slots below ``length`` hold the committed tokens' keys and values, whatever the method
 did; slots above are scratch.  Rolling back a rejected draft is not advancing ``length``.
 

@@ -1,7 +1,5 @@
 """Time stamps at the edges of phases, read out once per generation.
 
-Knows: wall time and CUDA events.  Does not know: what happens between two stamps.
-
 On a GPU a stamp is an event in the stream: it costs a microsecond and stops nothing; the one
 synchronisation is at read-out.
 """

@@ -1,8 +1,4 @@
-"""The one decoding loop, for all methods: prefill, then propose, verify, accept, commit.
-
-Knows: the Method protocol, the target, the cache, the clock.  Does not know: any method by name,
-questions, files.
-"""
+"""The one decoding loop, for all methods: prefill, then propose, verify, accept, commit."""
 
 from __future__ import annotations
 
@@ -111,7 +107,7 @@ def decode(
 
 @contextmanager
 def _noted(prompt_tokens: int, output_ids: Sequence[int]) -> Iterator[None]:
-    """Adds to whatever is raised how far the answer was, for a person who reads of it later."""
+    """Adds to whatever is raised how far the answer was, for the user who reads of it later."""
     try:
         yield
     except Exception as error:

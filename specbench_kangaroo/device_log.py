@@ -2,8 +2,6 @@
 
 A block is one prompt answered by all methods.  A clock that falls between two methods' answers
 would make one of them slow for nothing; here is what a reader needs to see that it did not.
-
-Knows: the lines of ``device.jsonl``.  Does not know: torch, how a GPU is asked, or reports.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Devices and number formats that work on this machine, and the memory this process uses.
-
-Knows: torch's devices and dtypes, by name.  Does not know: models or methods.
-"""
+"""Devices and number formats that work on this machine, and the memory this process uses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""What works on this machine and what does not, for a person about to run a benchmark.
+"""What works on this machine and what does not, before a benchmark is run.
 
-Knows: the environment, devices, the cache, which models are in it.  Does not know: runs or methods.
 It touches no network and changes nothing but the cache of dtype probes.
 """
 
@@ -30,7 +29,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Every check, in the order in which a person should read them."""
+    """Every check, in the order in which the user should read them."""
     found = environment()
     return [
         _versions(found),

@@ -1,7 +1,6 @@
 """Where a run takes place: versions, processor, GPU state, the commit of this checkout.
 
-Knows: how to ask the machine.  Does not know: models, or what the answers are used for.  No host or
-user name is recorded: run folders are meant to be published.
+No host or user name is recorded: run folders are meant to be published.
 """
 
 from __future__ import annotations

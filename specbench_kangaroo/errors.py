@@ -1,8 +1,4 @@
-"""Errors that a user can mend, and look-ups that name the alternatives.
-
-Knows: nothing of this project.  The command line turns a :class:`UsageError` into one line on
-standard error and exit status 2; every other exception is a defect of ours and keeps its traceback.
-"""
+"""Errors that a user can fix, and look-ups that name the alternatives."""
 
 from __future__ import annotations
 
@@ -14,14 +10,14 @@ T = TypeVar("T")
 
 
 class UsageError(Exception):
-    """Unusable input.  The message is one line that says what is wrong and how to mend it."""
+    """Unusable input.  The message is one line that says what is wrong and how to fix it."""
 
 
 class ResumableError(UsageError):
     """A run cannot go on now; what its folder holds is whole, and it can go on later.
 
     Attributes:
-        problem: what is wrong and how to mend it, without how to go on.
+        problem: what is wrong and how to fix it, without how to go on.
     """
 
     def __init__(self, problem: str) -> None:

@@ -1,7 +1,4 @@
-"""Where a family of models keeps what running its layers by range needs, and which families fit.
-
-Knows: attribute names in transformers' models and configs.  Does not know: how anything is run.
-"""
+"""Where a family of models keeps what running its layers by range needs, and which families fit."""
 
 from __future__ import annotations
 

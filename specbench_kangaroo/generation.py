@@ -1,7 +1,4 @@
-"""One generation as a run records it: its prompt, the decoding, and what went wrong if it did.
-
-Knows: chat prompts, the decoding loop, records.  Does not know: the order of a run, or files.
-"""
+"""One generation as a run records it: its prompt, the decoding, and what went wrong if it did."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Backend ``graph``: passes of a few rows are captured once as CUDA graphs and then replayed.
 
-Knows: captured segments, how many are kept, the memory that their caches live in.  Does not know:
-layers, methods, or what a segment computes.
-
 A replay launches hundreds of kernels at the price of one.  A graph is captured when a pass of its
 kind is first needed, which spoils the times of the generation that it happens in: ``captures``
 tells whoever measures, and a generation in which it grew is made again.  So no method has to say

@@ -1,7 +1,5 @@
 """Numbers of several device tensors on the host, by one read.
 
-Knows: tensors.  Does not know: what the numbers are for.
-
 A read waits for all that the device was given before, and every launch after it starts on an idle
 device: a draft step that reads four times pays for four such gaps.
 """

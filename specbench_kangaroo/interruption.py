@@ -1,7 +1,6 @@
 """Signals that stop a run: the question under way is finished first; a second Ctrl-C stops at once.
 
-Knows: SIGINT, SIGTERM, and when a run may stop.  Does not know: how a question is answered, or
-files.  A run folder is resumable after either stop; they differ in what has to be made again.
+A run folder is resumable after either stop; they differ in what has to be made again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Interruption:
 
     Attributes:
         asked: a signal came.
-        word: what happened, as a person is told.
+        word: what happened, as the user is told.
         under_way: what is to be finished before the run stops, such as "question 3"; empty where
             nothing would be lost, and a signal then stops at once.
     """

@@ -1,7 +1,4 @@
-"""The steps of a run: a journal while it goes on, a Parquet file once it rests.
-
-Knows: both files and how they make one table.  Does not know: locks, manifests, or metrics.
-"""
+"""The steps of a run: a journal while it goes on, a Parquet file once it rests."""
 
 from __future__ import annotations
 
@@ -194,7 +191,7 @@ def _journal_rows(path: Path, wanted: AbstractSet[GenerationKey]) -> Iterator[di
             if key in seen:
                 raise ValueError(f"{named(key)} stands in line {seen[key]} already")
         except ValueError as error:
-            raise UsageError(f"{path}:{number}: {error}; remove or mend that line") from error
+            raise UsageError(f"{path}:{number}: {error}; remove or fix that line") from error
         seen[key] = number
         if key in wanted:
             row = plain(key)

@@ -1,7 +1,4 @@
-"""Records as JSON lines that survive a kill: a torn last line is noticed and dropped.
-
-Knows: the records of :mod:`records` and lines.  Does not know: which files a run has.
-"""
+"""Records as JSON lines that survive a kill: a torn last line is noticed and dropped."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ def as_line(value: Any) -> bytes:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Around whatever reads a file that a person may have changed.
+    """Around whatever reads a file that the user may have changed.
 
     Raises:
         UsageError: the file cannot be read.
@@ -85,7 +82,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if value is not None:
                 yield number, value
             elif line.endswith(b"\n"):
-                raise UsageError(f"{path}:{number}: not a JSON object; remove or mend that line")
+                raise UsageError(f"{path}:{number}: not a JSON object; remove or fix that line")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -117,7 +114,7 @@ def numbered_records(path: Path, kind: type[R]) -> Iterator[tuple[int, R]]:
         try:
             record = from_plain(kind, row)
         except ValueError as error:
-            message = f"{path}:{number}: not a {kind.__name__} ({error}); remove or mend that line"
+            message = f"{path}:{number}: not a {kind.__name__} ({error}); remove or fix that line"
             raise UsageError(message) from error
         yield number, record
 

@@ -1,7 +1,5 @@
 """One decoder layer over a few rows, by way of the transformers module or in fewer operations.
 
-Knows: transformers' decoder-layer modules, the cache, attention.  Does not know: whole models.
-
 ``ModuleLayer`` runs any module as it is, accelerate's hooks and quantised projections included.
 ``LeanLayer`` does the same arithmetic for Llama-shaped layers with fused projections and half of
 the operations, which on a CPU is a third of a pass.  The target compares what it built with the

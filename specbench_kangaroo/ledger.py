@@ -1,7 +1,4 @@
-"""What a run has by now and what it lacks: answers and verdicts, wherever they are kept.
-
-Knows: rounds, generations, verdicts.  Does not know: torch, files, or how an answer is made.
-"""
+"""What a run has by now and what it lacks: answers and verdicts, wherever they are kept."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A target's LM head: logits of final states, and its matrix for draft heads that share it.
-
-Knows: the head's module and the config's cap on logits.  Does not know: layers, draft heads.
-"""
+"""A target's LM head: logits of final states, and its matrix for draft heads that share it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Is a greedy output the baseline's: exact, a near tie, or a violation.
-
-Knows: token ids, and whom to ask how near the target's logits are to a tie.
-Does not know: models, tensors, or files.
-"""
+"""Is a greedy output the baseline's: exact, a near tie, or a violation."""
 
 from __future__ import annotations
 

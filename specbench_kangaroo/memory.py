@@ -1,7 +1,4 @@
-"""What a device's errors mean: memory that ran out, to be given back, or a device that is lost.
-
-Knows: torch's errors and allocators.  Does not know: who needed the memory, or for what.
-"""
+"""What a device's errors mean: memory that ran out, to be given back, or a device that is lost."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """The page that a method's author reads: what a decoding method is, and what it is given.
 
-Knows: trees, the target, the cache.  Does not know: any method, nor the loop that calls it.
-
 Every method is: *propose a tree of tokens, let the target score it once, learn from the verdict.*
 The loop in :mod:`specbench_kangaroo.decode` owns prefill, verification, acceptance, EOS, the token
 budget, time and records, so a method has none of them.  A whole method::

@@ -1,7 +1,4 @@
-"""The definitions of the metrics: each is one line, a ratio of sums over questions.
-
-Knows: the columns of :mod:`totals`.  Does not know: how intervals or reports are made.
-"""
+"""The definitions of the metrics: each is one line, a ratio of sums over questions."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from specbench_kangaroo.bootstrap import Floats, Ratio
 
 
 class For(Enum):
-    """Which methods a metric has a meaning for; it is absent, not 0, for the others."""
+    """Which methods a metric applies to; it is absent, not 0, for the others."""
 
     ALL = "all"
     DRAFTING = "drafting"
@@ -101,7 +98,7 @@ def acceptance_at(columns: Mapping[str, Floats]) -> list[tuple[Ratio, Ratio]]:
 
 
 def applicable(*, drafting: bool, compared: bool) -> dict[str, Ratio]:
-    """The metrics that have a meaning for such a method, by name."""
+    """The metrics that apply to such a method, by name."""
     kinds = {For.ALL}
     if drafting:
         kinds |= {For.DRAFTING}

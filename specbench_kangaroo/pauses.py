@@ -1,7 +1,4 @@
-"""Garbage collection kept out of what is timed.
-
-Knows: the interpreter's collector.  Does not know: what is measured.
-"""
+"""Garbage collection kept out of what is timed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Where the rows of a tree or a prompt stand: cache slots, rotary angles, and whom they see.
-
-Knows: attention windows and rotations of a family, trees, masks.  Does not know: layers, caches.
-"""
+"""Where the rows of a tree or a prompt stand: cache slots, rotary angles, and whom they see."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Questions: Spec-Bench's file format, its categories and six tasks, and where the sets come from.
-
-Knows: JSON lines, the built-in set, the pinned upstream file.  Does not know: models, tokens,
-torch, or what an answer is worth (references are carried, never scored).
-"""
+"""Questions: Spec-Bench's file format, categories and six tasks, and where the sets come from."""
 
 from __future__ import annotations
 
@@ -185,7 +181,7 @@ def _question(line: bytes) -> Question:
         raise ValueError("'turns' must be a list of at least one text, none of them empty")
     if not all(map(is_text, turns)):
         raise ValueError(
-            "'turns' holds half of a surrogate pair (\\ud800 to \\udfff): mend that text"
+            "'turns' holds half of a surrogate pair (\\ud800 to \\udfff): fix that text"
         )
     if reference is not None and not isinstance(reference, tuple):
         reference = (reference,)

@@ -1,8 +1,4 @@
-"""Records from plain data, refused where a value is not what the record's annotation says.
-
-Knows: annotations of :mod:`records`, JSON's values.  Does not know: files, lines, or what a record
-is for.
-"""
+"""Records from plain data, refused where a value is not what the record's annotation says."""
 
 from __future__ import annotations
 

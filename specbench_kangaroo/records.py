@@ -1,7 +1,5 @@
 """What a run writes down: the schema of its files, and nothing that interprets it.
 
-Knows: plain data.  Does not know: torch, files, metrics, or any method.
-
 Schema history
     1 (2026-11): first version.
     2 (2026-11): a generation says which worker made it, its energy and its peak of device memory;

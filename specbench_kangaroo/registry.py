@@ -1,7 +1,5 @@
 """Methods by name: those that come with the harness, and those that other packages bring.
 
-Knows: the package ``specbench_methods`` and the entry-point group.  Does not know: any method.
-
 Every module of ``specbench_methods`` is a method of the module's name and exports it as ``METHOD``;
 another package adds one by an entry point of the group ``specbench_kangaroo.methods``.
 """

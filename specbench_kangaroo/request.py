@@ -1,7 +1,4 @@
-"""A run as it was asked for, before anything of it was checked or loaded.
-
-Knows: plain data and its defaults.  Does not know: whether what it names exists, nor torch.
-"""
+"""A run as it was asked for, before anything of it was checked or loaded."""
 
 from __future__ import annotations
 

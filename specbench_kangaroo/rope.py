@@ -1,7 +1,4 @@
-"""Rotary position embeddings by table.
-
-Knows: a target's own rotary module.  Does not know: layers, caches.
-"""
+"""Rotary position embeddings by table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``run.json``: writing and reading a manifest, and refusing to mix two different runs.
-
-Knows: :class:`Manifest` and its file.  Does not know: generations, steps, or metrics.
-"""
+"""``run.json``: writing and reading a manifest, and refusing to mix two different runs."""
 
 from __future__ import annotations
 

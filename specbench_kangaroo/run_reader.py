@@ -1,8 +1,4 @@
-"""A run folder read back: every line checked, steps beside their generations.
-
-Knows: the files of a run folder, data frames.  Does not know: how they are written, or what is
-computed from them.
-"""
+"""A run folder read back: every line checked, steps beside their generations."""
 
 from __future__ import annotations
 
@@ -102,7 +98,7 @@ def read_generations(folder: Path, manifest: Manifest) -> dict[GenerationKey, Ge
         elif item.key in found:
             wrong = f"{named(item.key)} stands in line {lines[item.key]} already"
         if wrong:
-            raise UsageError(f"{path}:{number}: {wrong}; remove or mend that line")
+            raise UsageError(f"{path}:{number}: {wrong}; remove or fix that line")
         found[item.key], lines[item.key] = item, number
     return found
 

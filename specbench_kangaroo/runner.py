@@ -1,8 +1,4 @@
-"""Questions × turns × repeats × methods → answers and verdicts, with this process's own model.
-
-Knows: how a prompt is answered and judged, the order of a run in one process.  Does not know: any
-method but the baseline, where a request came from, or how progress is shown.
-"""
+"""Questions × turns × repeats × methods → answers and verdicts, with this process's own model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Processed next-token distributions, and the one source of chance.
 
-Knows: logits and probabilities.  Does not know: trees, acceptance rules, models.
-
 Draft and target must be processed alike (temperature, top-k, top-p), or losslessness is lost; both
 call :meth:`Sampling.probabilities`.
 """

@@ -25,9 +25,6 @@ Limits:
       test holds for many prompts, by the central limit theorem; with ten questions of two turns it
       was seen to reject 6 to 7.5 % at a level of 5 %, in a simulation that links turns closely.
     - Each method is tested for itself: of a thousand lossless ones, one raises an alarm.
-
-Knows: token ids of answers.  Does not know: models, how tokens are drawn, or how a result is shown.
-Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """In which order a run asks what: questions × turns × repeats, and the methods of each.
 
-Knows: questions and method names.  Does not know: torch, models, files, or how an answer is made.
-
 Methods take turns on every question, in an order that rotates with question and repeat, so that a
 machine whose speed drifts hits them all alike.
 """

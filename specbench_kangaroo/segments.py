@@ -1,8 +1,5 @@
 """A piece of a model with fixed shapes and addresses: what a captured graph needs to be right.
 
-Knows: rows, masks and slots of fixed size, and how a pass is brought into them.  Does not know:
-which layers run, how a piece is captured, or how many pieces are kept.
-
 A graph replays the same kernels on the same memory, so whatever changes from pass to pass is copied
 into buffers first.  Rows are padded to ``rows_bucket`` and the cache is looked at up to
 ``length_bucket``.  A padding row sees slot 0 alone and is stored in a spare slot that no row sees:

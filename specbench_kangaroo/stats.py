@@ -2,8 +2,6 @@
 
 A method is measured on
 the prompts that both it and the baseline answered without an error; the others are counted.
-
-Knows: what is measured on what.  Does not know: torch, files, or how anything is shown.
 """
 
 from __future__ import annotations
@@ -203,7 +201,7 @@ def acceptance_by_position(run: Run, method: str) -> pd.DataFrame:
 
 
 def to_json(summary: Summary) -> dict[str, Any]:
-    """The document of ``specbench report --format json``; keys without a meaning are absent."""
+    """The document of ``specbench report --format json``; keys that do not apply are absent."""
     document: dict[str, Any] = {
         "schema_version": SUMMARY_VERSION,
         "run": summary.run,

@@ -10,8 +10,6 @@
 
 Steps are journalled before their generation's line, so a generation that has a line has its steps;
 steps without that line belong to a generation that was cut short, and are dropped.
-
-Knows: files.  Does not know: how generations are made, or what is computed from them.
 """
 
 from __future__ import annotations

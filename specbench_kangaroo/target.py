@@ -1,8 +1,5 @@
 """The target model as the engine needs it: embed, run decoder layers [a, b), read logits.
 
-Knows: transformers' models (as only layers.py, families.py and lm_head.py beside it do).  Does not
-know: methods, acceptance, time.
-
 A model may lie on several devices (``device_map="auto"``).  Everything that a method sees, tokens,
 states, logits, is on ``Target.device``, the embedding's.  Between two layers on different devices
 the states are copied, angles and masks once a pass and device; keys and values are kept where their

@@ -1,8 +1,5 @@
 """What a GPU says of itself through NVML: power, clocks, heat, why it is held back, energy used.
 
-Knows: nvidia-ml-py where it is installed, torch's UUID of a device, its peak of allocated memory.
-Does not know: runs, files, or when anything is read.  Importing this module does not import torch.
-
 Devices are found by UUID, as CUDA_VISIBLE_DEVICES renumbers torch's devices and not NVML's.  No
 call here waits for the device, and none belongs into a timed span: each takes up to a millisecond.
 """

@@ -1,8 +1,4 @@
-"""What a run adds up to, per generation and per question: plain sums, before any metric.
-
-Knows: the columns of a run's frames, and which generations may be set against the baseline's.
-Does not know: what is computed from the sums.
-"""
+"""What a run adds up to, per generation and per question: plain sums, before any metric."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """The one shape that every draft has: tokens, and for each of them the node it follows.
 
-Knows: tokens and parents.  Does not know: models, caches, methods.
-
 A chain is a tree without branches, and vanilla decoding is the root alone.  Masks, positions and
 paths all follow from ``parents``, so each is derived here and nowhere else.
 """

@@ -1,8 +1,4 @@
-"""Files of a run folder are written whole or not at all, and a disk's refusal is one line.
-
-Knows: files, locks, what a person can do about a disk.  Does not know: what is written, or which
-files a run has.
-"""
+"""Files of a run folder are written whole or not at all, and a disk's refusal is one line."""
 
 from __future__ import annotations
 
@@ -51,7 +47,7 @@ def storing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside ``path`` to write to, which then takes its place in one stroke.
+    """Yields a path beside ``path`` to write to, which then takes its place atomically.
 
     If that fails, ``path`` stays as it was and nothing else is left behind.
     """
@@ -100,7 +96,9 @@ class LineFile:
         self.path = path
         self.failed = False
         self._file = _opened(path)
-        self._end: int | None = None  # known from the first line on: until then others may mend it
+        self._end: int | None = (
+            None  # known from the first line on: until then others may repair it
+        )
         if locked:
             self._lock()
 

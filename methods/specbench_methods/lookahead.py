@@ -1,7 +1,5 @@
 """Lookahead decoding: n-grams from a Jacobi window that rides along (Fu et al., arXiv 2402.02057).
 
-Knows: how window and guesses become one tree.  Does not know: weights, or any model.
-
 A step's tree has the current token as its root, then the guesses, then the window.  Its ancestors
 and depths are the mask and the positions of the paper, and only guesses can be accepted.
 """

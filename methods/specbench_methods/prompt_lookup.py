@@ -1,7 +1,6 @@
 """Prompt lookup: propose what followed the same n-gram earlier in the text (Saxena, 2023).
 
-Knows: the tokens of the text so far.  Does not know: weights, or any model.  As in transformers,
-the longest n-gram that stands earlier decides, and among its places the first.
+As in transformers, the longest n-gram that stands earlier decides, and among its places the first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""``specbench compare``: the regression gate between two runs.
-
-Knows: flags, which report is rendered by what and where it goes, the exit status.
-Does not know: gates, or when runs can be compared.
-"""
+"""``specbench compare``: the regression gate between two runs."""
 
 from __future__ import annotations
 

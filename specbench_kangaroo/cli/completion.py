@@ -1,8 +1,7 @@
-"""What a shell offers when a person presses Tab behind a flag or an argument.
+"""What a shell offers when the user presses Tab behind a flag or an argument.
 
-Knows: where names are registered, how a run folder is told from another.  Does not know: shells, or
-flags.  Nothing here imports torch, so that an answer comes at once; what only an import of torch
-could tell is left out.
+Nothing here imports torch, so that an answer comes at once; what only an import of torch could tell
+is left out.
 
 Each function takes what was typed so far; what does not begin so is dropped by the caller.
 """
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DEVICES = ("cpu", "cuda")
-_FOLDERS_LOOKED_AT = 2000  # a person who presses Tab in a home folder does not wait for all of it
+_FOLDERS_LOOKED_AT = 2000  # the user who presses Tab in a home folder does not wait for all of it
 _DEPTH = 3  # results/reference/NAME
 
 

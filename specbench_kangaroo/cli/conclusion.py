@@ -1,7 +1,4 @@
-"""What a person is shown when a run has ended, and whether that is a failure.
-
-Knows: a run and its summary.  Does not know: how it was made, or how figures are computed.
-"""
+"""What the user is shown when a run has ended, and whether that is a failure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``specbench doctor``: what works on this machine.
-
-Knows: how findings are shown.  Does not know: what is examined.
-"""
+"""``specbench doctor``: what works on this machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``specbench export``: a run in another project's format, as files.
-
-Knows: which formats there are, where files go.  Does not know: what a format holds.
-"""
+"""``specbench export``: a run in another project's format, as files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``specbench list``: what there is to name on a command line.
-
-Knows: where each kind of thing is registered.  Does not know: what any of it does.
-"""
+"""``specbench list``: what there is to name on a command line."""
 
 from __future__ import annotations
 

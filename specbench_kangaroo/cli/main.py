@@ -1,7 +1,7 @@
-"""``specbench``: the command line's root, and what an error looks like to a person.
+"""``specbench``: the command line's root, and what an error looks like.
 
-Knows: the commands, exit statuses.  Does not know: what a command does.  Importing it does not
-import torch, so that ``specbench --help`` is quick; commands import what they need when they run.
+Importing it does not import torch, so that ``specbench --help`` is quick; commands import what they
+need when they run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNUSABLE_INPUT = 2
 EXIT_STATUSES: Mapping[int, str] = {
     0: "done",
     1: "the lossless check, a gate or the doctor found a failure",
-    UNUSABLE_INPUT: "unusable input, in one line that says how to mend it",
+    UNUSABLE_INPUT: "unusable input, in one line that says how to fix it",
     INTERRUPTED: "interrupted; what was finished is kept",
 }
 """What a script can rely on, whatever the command."""

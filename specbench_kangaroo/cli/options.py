@@ -1,8 +1,4 @@
-"""Flags that several commands share, so that a name means the same thing everywhere.
-
-Knows: flags, their help and defaults.  Does not know: what a command does with them.  Nothing here
-imports torch.
-"""
+"""Flags that several commands share, so that a name means the same thing everywhere."""
 
 from __future__ import annotations
 

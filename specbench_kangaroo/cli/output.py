@@ -1,8 +1,4 @@
-"""Where a command's text goes: a document without a terminal's width, and files that were named.
-
-Knows: rich, paths, what a user is told of a file that cannot be written.  Does not know: what is
-written.  Nothing here imports torch.
-"""
+"""Where a command's text goes: a document without a terminal's width, and files that were named."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ def plain_text(drawing: RenderableType, *, width: int) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around whatever writes ``path`` or files below it, for a person who asked for it by name.
+    """Around whatever writes ``path`` or files below it, for the user who asked for it by name.
 
     Raises:
         UsageError: it cannot be written there.
@@ -51,5 +47,5 @@ def write_file(path: Path, text: str) -> None:
 
 
 def say(line: str) -> None:
-    """Tell a person a line, on standard error: standard output is for what was asked for."""
+    """Tell the user a line, on standard error: standard output is for what was asked for."""
     typer.echo(line, err=True)

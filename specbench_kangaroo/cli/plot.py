@@ -1,8 +1,4 @@
-"""``specbench plot``: the figures of finished runs and trained draft heads, as files.
-
-Knows: where the files go and what they are called.  Does not know: which figures there are, or how
-they are drawn.
-"""
+"""``specbench plot``: the figures of finished runs and trained draft heads, as files."""
 
 from __future__ import annotations
 

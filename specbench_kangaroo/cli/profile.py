@@ -1,8 +1,4 @@
-"""``specbench profile``: parse, measure, show.
-
-Knows: flags, formats.  Does not know: what is measured, or how.  Importing this module does not
-import torch.
-"""
+"""``specbench profile``: parse, measure, show."""
 
 from __future__ import annotations
 

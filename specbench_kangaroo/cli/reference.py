@@ -1,8 +1,5 @@
 """The page of all commands and flags: ``README.md`` beside this module, made from the flags alone.
 
-Knows: the command line as it describes itself, Markdown.  Does not know: any command or flag.
-Nothing here imports torch.
-
 ``make reference`` writes the page; a test holds it against the command line.
 """
 

@@ -1,7 +1,4 @@
-"""``specbench report``: the figures of finished runs, as text.
-
-Knows: which format is rendered by what.  Does not know: figures, or how they are laid out.
-"""
+"""``specbench report``: the figures of finished runs, as text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""``specbench run``: benchmark methods against the baseline.
-
-Knows: flags, the run folder's name, what a person is shown before, during and after a run.
-Does not know: how anything is run, measured or computed.
-"""
+"""``specbench run``: benchmark methods against the baseline."""
 
 from __future__ import annotations
 

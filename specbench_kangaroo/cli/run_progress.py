@@ -1,7 +1,4 @@
-"""The progress bar of a run, on standard error.
-
-Knows: generations as they are finished.  Does not know: how they are made.
-"""
+"""The progress bar of a run, on standard error."""
 
 from __future__ import annotations
 

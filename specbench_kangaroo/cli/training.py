@@ -1,8 +1,5 @@
 """``specbench distil`` and ``specbench train``: parse, call, show what came of it.
 
-Knows: flags.  Does not know: any method by name, or what training does.  Importing this module does
-not import torch.
-
 Flags that stand for a setting have the setting's name, so settings are filled by name.
 """
 

@@ -1,8 +1,4 @@
-"""The progress bar of a long job with stages, on standard error.
-
-Knows: rich, and what a training tells of itself.  Does not know: flags, or the job's work.
-Importing this module does not import torch.
-"""
+"""The progress bar of a long job with stages, on standard error."""
 
 from __future__ import annotations
 

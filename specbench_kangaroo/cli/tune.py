@@ -1,8 +1,4 @@
-"""``specbench tune``: what other draft lengths and thresholds would have given, from a logged run.
-
-Knows: flags, formats, where the figure and the run that verifies it go.  Does not know: how a run
-is replayed, or how it is run.
-"""
+"""``specbench tune``: what other draft lengths and thresholds would have given in a run."""
 
 from __future__ import annotations
 

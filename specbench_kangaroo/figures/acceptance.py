@@ -1,7 +1,4 @@
-"""Acceptance as figures: by position of the draft, and how long what is accepted gets.
-
-Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: records, files, colours.
-"""
+"""Acceptance as figures: by position of the draft, and how long what is accepted gets."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The draft's confidence against acceptance, as a figure: what a threshold on it rests on.
-
-Knows: the table of :mod:`step_tables`, and that the option ``threshold`` (η) of a method is one on
-its confidence.  Does not know: any method by name, files.
-"""
+"""The draft's confidence against acceptance, as a figure: what a threshold on it rests on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""All figures of a run, by name.
-
-Knows: which figures there are.  Does not know: how any of them is drawn, files, torch.
-"""
+"""All figures of a run, by name."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 A reported figure has its interval from :mod:`bootstrap`.  A curve has hundreds of points, and the
 ratio's linearisation (Cochran, Sampling Techniques, 1977, section 6.4) gives nearly the same at
 once: the residuals of a question's sums, with Student's t for few questions.
-
-Knows: arrays of sums by cell and question.  Does not know: methods, what the sums are of, drawing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How a draft head learned: agreement with the target on held-back text, by training tokens.
-
-Knows: the training record in a file of weights.  Does not know: tensors, methods, or torch.
-"""
+"""How a draft head learned: agreement with the target on held-back text, by training tokens."""
 
 from __future__ import annotations
 

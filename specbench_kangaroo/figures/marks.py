@@ -1,7 +1,4 @@
-"""What figures draw of a value with an interval: error bars, points, curves, and the value itself.
-
-Knows: matplotlib, and a method's look.  Does not know: any figure, or where values come from.
-"""
+"""What figures draw of a value with an interval: error bars, points, curves, its text."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 The same prompts as every report is on, found without a row of Python per step: a run may have
 millions of them.
-
-Knows: the keys of a run's frames.  Does not know: what is computed from the steps, torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Speedups as figures: by task, and beside what the same drafts could have given.
-
-Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: records, files, colours.
-"""
+"""Speedups as figures: by task, and beside what the same drafts could have given."""
 
 from __future__ import annotations
 

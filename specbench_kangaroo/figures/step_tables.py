@@ -1,9 +1,6 @@
 """What figures show of single steps: times by phase, confidence and acceptance, context lengths.
 
 Each table has a row per point of a figure, with its interval and how much stands behind it.
-
-Knows: the columns of a step and what its figures are.  Does not know: which steps count, how
-anything is drawn, matplotlib, torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""How every figure looks: the page, colours, hatches and markers of methods, legends, files.
-
-Knows: matplotlib, and what methods a summary has.  Does not know: any figure, records, windows or
-pyplot's global state.
-"""
+"""How every figure looks: the page, colours, hatches and markers of methods, legends, files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Time as figures: what a decode step is spent on, and how it grows with the context.
-
-Knows: the tables of :mod:`step_tables`.  Does not know: records, files, colours of methods.
-"""
+"""Time as figures: what a decode step is spent on, and how it grows with the context."""
 
 from __future__ import annotations
 

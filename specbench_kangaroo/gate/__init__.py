@@ -1,1 +1,1 @@
-"""The regression gate: one run held against another.  Nothing here imports torch."""
+"""The regression gate: one run compared with another.  Nothing here imports torch."""

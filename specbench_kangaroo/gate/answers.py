@@ -2,9 +2,6 @@
 
 A gate asks whether the candidate is worse than the baseline run by more than a tolerance; being
 better never fails.  None of these depends on how fast a machine is.
-
-Knows: two runs that are matched answer by answer.  Does not know: whether they may be compared,
-times, or how a gate is shown.  Nothing here imports torch.
 """
 
 from __future__ import annotations

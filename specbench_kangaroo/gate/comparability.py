@@ -3,8 +3,6 @@
 What a comparison is about, a method's options and weights, the versions, the machine, may differ
 and is noted.  What would make any difference meaningless is refused, field by field; the user may
 allow it by the field's name.  Times are compared only within one session on one machine.
-
-Knows: two runs' manifests and prompts.  Does not know: gates.  Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -60,11 +58,11 @@ def check(
         look_up("field", name, known)
     found = [*_differences(baseline, candidate)]
     apart = [*_apart(baseline.manifest, candidate.manifest)] if timing else []
-    for claim, mend, differences in (
+    for claim, remedy, differences in (
         ("these runs cannot be compared", "make the same run as the baseline", found),
         ("--timing compares runs of one session on one machine", "leave --timing out", apart),
     ):
-        _refuse(claim, mend, [item for item in differences if item.field not in allowed])
+        _refuse(claim, remedy, [item for item in differences if item.field not in allowed])
     common, all_ = asked(baseline) & asked(candidate), asked(baseline)
     if not common:
         raise UsageError("these runs have no prompt in common; run the same questions again")
@@ -74,11 +72,11 @@ def check(
     return (*notes, *_changes(baseline.manifest, candidate.manifest))
 
 
-def _refuse(claim: str, mend: str, differences: Sequence[Difference]) -> None:
+def _refuse(claim: str, remedy: str, differences: Sequence[Difference]) -> None:
     if differences:
         texts = "; ".join(item.text for item in differences)
         flags = dict.fromkeys(f"--allow {item.field}" for item in differences)
-        raise UsageError(f"{claim}: {texts}; {mend}, or give {' '.join(flags)}")
+        raise UsageError(f"{claim}: {texts}; {remedy}, or give {' '.join(flags)}")
 
 
 def _differences(baseline: Run, candidate: Run) -> Iterator[Difference]:

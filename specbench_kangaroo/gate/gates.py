@@ -1,7 +1,4 @@
-"""What a gate is: one question about one method, with its limit and its answer.
-
-Knows: values and limits.  Does not know: runs, or what any gate measures.
-"""
+"""What a gate is: one question about one method, with its limit and its answer."""
 
 from __future__ import annotations
 

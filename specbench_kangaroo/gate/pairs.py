@@ -3,9 +3,6 @@
 An answer is matched with the other run's answer of the same method to the same prompt.  A later
 turn continues the baseline method's earlier answers, so where those have changed it has another
 prompt, and its answers say nothing about the method.
-
-Knows: the frames of two runs.  Does not know: gates, tolerances, or what makes runs comparable.
-Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The regression gate: a candidate run held against a baseline run.
-
-Knows: the order of things: may they be compared, what stands against what, then every gate.
-Does not know: how a gate is decided, shown, or where runs come from.  Nothing here imports torch.
-"""
+"""The regression gate: a candidate run compared with a baseline run."""
 
 from __future__ import annotations
 

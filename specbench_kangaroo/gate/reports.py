@@ -2,9 +2,6 @@
 
 All three say the same: every gate with its values and its limit, why the failing ones fail, what
 was allowed or left out, and all tolerances.
-
-Knows: :class:`~specbench_kangaroo.gate.regression.Comparison`.  Does not know: how
-gates are decided, or where a report goes.  Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 A method's speedup is set against its speedup in the baseline run, so that a machine that slows both
 methods alike changes nothing; the baseline method's own speed then shows an engine that slowed.
 Both are paired by question.  A gate fails only if the whole interval lies below what is allowed.
-
-Knows: sums by question of two runs.  Does not know: whether both were made on one machine in one
-session, without which these figures mean nothing.  Nothing here imports torch.
 """
 
 from __future__ import annotations

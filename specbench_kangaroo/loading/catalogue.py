@@ -1,8 +1,4 @@
-"""Models with a short name: which there are, and how one gets into the cache folder.
-
-Knows: pinned wheels, the folder of each model.  Does not know: how a model is loaded or run.
-Importing this module does not import torch.
-"""
+"""Models with a short name: which there are, and how one gets into the cache folder."""
 
 from __future__ import annotations
 

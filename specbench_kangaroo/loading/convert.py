@@ -1,8 +1,5 @@
 """From a quantised GGUF file to a folder that loads in seconds: safetensors, config, tokenizer.
 
-Knows: transformers' GGUF reader and what it leaves behind.  Does not know: where the file came
-from, or which models there are.
-
 The weights are unpacked to float32 once, which takes about 25 s; a run on the result says nothing
 about the speed of a quantised model.
 """

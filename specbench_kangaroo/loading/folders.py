@@ -1,7 +1,4 @@
-"""The cache folder, and folders in it that are made once however many processes ask.
-
-Knows: paths, checksums, locks.  Does not know: where files come from, or what they mean.
-"""
+"""The cache folder, and folders in it that are made once however many processes ask."""
 
 from __future__ import annotations
 

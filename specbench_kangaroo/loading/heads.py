@@ -1,8 +1,4 @@
-"""Draft heads that can be named: what a method tells of those that it knows.
-
-Knows: what is said of heads.  Does not know: any method, or how heads are found and read.  Nothing
-here imports torch.
-"""
+"""Draft heads that can be named: what a method tells of those that it knows."""
 
 from __future__ import annotations
 

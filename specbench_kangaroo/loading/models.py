@@ -1,8 +1,4 @@
-"""Target models: which are known by name, and how any is loaded.
-
-Knows: the registry, local folders, hub ids.  Does not know: the modules inside a model (target.py
-does), how its prompts are written, or decoding.  Importing this module does not import torch.
-"""
+"""Target models: which are known by name, and how any is loaded."""
 
 from __future__ import annotations
 

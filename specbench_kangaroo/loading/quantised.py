@@ -1,8 +1,4 @@
-"""Models whose weights are stored packed: which package computes with them, and whether it is here.
-
-Knows: a folder's ``config.json``, the packages of the common quantisations.  Does not know: torch,
-or how packed weights are computed with; transformers and those packages do.
-"""
+"""Models whose weights are stored packed: which package computes with them, if it is here."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 What a pass costs depends on how many weights are read, not on what they are, so a profile needs no
 download.  What a draft is worth does depend on them: random weights are good for latency only.
-
-Knows: published configs, how transformers builds a model from one.  Does not know: tokenizers,
-text, or what is measured.  Importing this module does not import torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """How a conversation is written for a model: the tokenizer's own chat template, or one by name.
 
-Knows: turns, texts, what Spec-Bench does with both.  Does not know: where tokenizers come from, or
-who reads the prompt.  Importing this module does not import torch.
-
 ``vicuna`` is the text that Spec-Bench (``evaluation/eval.py`` of hemingkx/Spec-Bench) gives to
 Vicuna: FastChat's conversation "vicuna_v1.1".  Its ids are those that the installed tokenizer has
 for that text.  Releases of transformers read ``</s>`` and the word after it differently, so a later

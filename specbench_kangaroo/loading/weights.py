@@ -1,7 +1,4 @@
-"""Weights on disk: a folder from the hub, and the hash that identifies a folder's weights.
-
-Knows: safetensors files by name, the hub's client.  Does not know: torch, or what is in the files.
-"""
+"""Weights on disk: a folder from the hub, and the hash that identifies a folder's weights."""
 
 from __future__ import annotations
 

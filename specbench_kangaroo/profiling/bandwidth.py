@@ -2,9 +2,6 @@
 
 The first two are the floor of decoding one token; the third bounds how many rows a pass can score
 for the price of one.
-
-Knows: the weights of a model, torch's streaming operations and products.  Does not know: how
-anything decodes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """Who answers a prompt in a profile, and how: our methods, and transformers' own ``generate``.
 
-Knows: the decoding loop, ``generate`` of an untouched model, plain and assisted.  Does not know:
-any method, the order of a profile, or what is computed from its answers.
-
 End-of-text stops nobody, so that all emit the same number of tokens.
 """
 

@@ -1,9 +1,7 @@
-"""A profile as one JSON document; keys without a meaning are absent.
+"""A profile as one JSON document; keys that do not apply are absent.
 
 The first backend's figures stand at the top, where readers of version 1 look for them, and those of
 each further one under ``backends``.
-
-Knows: :class:`~specbench_kangaroo.profiling.figures.Profile`.  Does not know: how figures are made.
 
 Schema history
     1 (2026-11): first version.

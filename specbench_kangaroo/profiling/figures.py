@@ -1,7 +1,5 @@
 """The figures of a profile, with intervals, from its samples.
 
-Knows: sums over prompts, medians.  Does not know: how samples were made, or how figures are shown.
-
 Ratios of sums are bootstrapped by prompt.  Medians have the interval between two order statistics,
 which assumes nothing of how times are distributed; six samples are the least that give one.
 """

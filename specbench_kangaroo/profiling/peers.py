@@ -1,8 +1,4 @@
-"""Methods that transformers' ``generate`` has too: what it is given, and which they are.
-
-Knows: the hook of such a method, the registry.  Does not know: any method by name, or how the two
-are measured.
-"""
+"""Methods that transformers' ``generate`` has too: what it is given, and which they are."""
 
 from __future__ import annotations
 

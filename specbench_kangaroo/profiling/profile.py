@@ -2,9 +2,6 @@
 
 Everything runs in one process and takes turns within every repeat, so that a machine whose speed
 drifts hits all alike.
-
-Knows: the order of measurements.  Does not know: any method, how things were loaded, what is
-computed from the samples, or how it is shown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What is asked in a profile: short chat prompts of every task, or token ids that mean nothing.
-
-Knows: the built-in questions, chat templates.  Does not know: what is measured on them.
-"""
+"""What is asked in a profile: short chat prompts of every task, or token ids that mean nothing."""
 
 from __future__ import annotations
 

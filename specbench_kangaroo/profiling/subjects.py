@@ -1,8 +1,4 @@
-"""What a profile measures, checked and loaded: prompts, target, methods, the untouched model.
-
-Knows: how a request becomes loaded objects.  Does not know: how or in which order they are
-measured, or any method by name but the baseline.
-"""
+"""What a profile measures, checked and loaded: prompts, target, methods, the untouched model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a profile's answers add up to, per prompt: plain sums, before any ratio.
-
-Knows: samples.  Does not know: what is computed from the sums.
-"""
+"""What a profile's answers add up to, per prompt: plain sums, before any ratio."""
 
 from __future__ import annotations
 

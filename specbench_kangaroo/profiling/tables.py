@@ -1,7 +1,4 @@
-"""A profile as tables for the terminal, within 80 columns.
-
-Knows: profiles.  Does not know: how estimates are made.
-"""
+"""A profile as tables for the terminal, within 80 columns."""
 
 from __future__ import annotations
 

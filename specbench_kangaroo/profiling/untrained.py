@@ -1,7 +1,4 @@
-"""Draft heads that nobody has trained: what a draft costs on a model for which there is none.
-
-Knows: what a trainable method offers.  Does not know: any method, or what is measured.
-"""
+"""Draft heads that nobody has trained: what a draft costs on a model for which there is none."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What a pass of the target costs by how many rows it scores: the price of verifying a draft.
-
-Knows: the target, chains of tokens, the clock.  Does not know: any method, or what is done with
-the times.
-"""
+"""What a pass of the target costs by how many rows it scores: the price of verifying a draft."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Methods side by side: one row each, why some are slow, and their speedups by task.
-
-Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: how a sheet is drawn.
-"""
+"""Methods side by side: one row each, why some are slow, and their speedups by task."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from specbench_kangaroo.reports.sheets import (
     speedup_cell,
     value_text,
 )
-from specbench_kangaroo.reports.verdicts import amiss, verdict_cell
+from specbench_kangaroo.reports.verdicts import problem, verdict_cell
 from specbench_kangaroo.stats import OVERALL, Summary
 
 # Names are folded at underscores to these widths: six methods then fit side by side in 80 columns.
@@ -61,7 +58,7 @@ def captions(summary: Summary) -> tuple[str, ...]:
 
 
 def overview(summary: Summary) -> Section:
-    """A row per method, the baseline at its speedup of 1; below, what is amiss and why."""
+    """A row per method, the baseline at its speedup of 1; below, what is wrong and why."""
     names = others(summary)
     methods = [_method_row(summary, name) for name in names]
     faster = sum(_is_faster(summary, name) for name in names)
@@ -73,7 +70,7 @@ def overview(summary: Summary) -> Section:
     )
     told = [
         *(reason(summary, name) for name in names),
-        *(amiss(summary.label(n), summary.methods[n], summary.baseline) for n in names),
+        *(problem(summary.label(n), summary.methods[n], summary.baseline) for n in names),
     ]
     return Section(
         title=f"{len(names)} methods against {summary.baseline}, {summary.model}, "

@@ -1,8 +1,6 @@
 """A report as one tidy CSV table: a row per figure, for a spreadsheet or a data frame.
 
 It holds what the JSON document holds, and takes its metrics' names from there.
-
-Knows: the document of :func:`~specbench_kangaroo.stats.to_json`.  Does not know: what is in it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""One method by task: every figure that a reader compares between tasks.
-
-Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: how a sheet is drawn, or what
-other methods did.
-"""
+"""One method by task: every figure that a reader compares between tasks."""
 
 from __future__ import annotations
 

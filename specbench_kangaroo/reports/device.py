@@ -1,8 +1,4 @@
-"""What a report says of the device: energy, memory, and whether it ran at one speed throughout.
-
-Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: how a device is asked, or how a
-note is drawn.
-"""
+"""What a report says of the device: energy, memory, and whether it ran at one speed throughout."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no other file.
-
-Knows: the page's template, :class:`~specbench_kangaroo.reports.sheets.Document`, how a figure
-becomes part of a page, and what of a manifest a reader wants to see.  Does not know: what a report
-says.
-"""
+"""A report as one HTML page that needs nothing else: no network, no other file."""
 
 from __future__ import annotations
 

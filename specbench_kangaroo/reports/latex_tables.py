@@ -1,8 +1,5 @@
 r"""A report as LaTeX tables for a paper: booktabs, a float per section.
 
-Knows: LaTeX, and :class:`~specbench_kangaroo.reports.sheets.Document`.  Does not know: what
-it says.
-
 Needs no package but ``booktabs``.
 """
 
@@ -63,7 +60,7 @@ def latex(*summaries: Summary, published: bool = False) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text in which no character has a meaning to LaTeX."""
+    """A text in which no character is special to LaTeX."""
     return text.translate(_ESCAPED)
 
 

@@ -1,8 +1,4 @@
-"""A report as GitHub-flavoured Markdown.
-
-Knows: Markdown, and :class:`~specbench_kangaroo.reports.sheets.Document`.  Does not know: what
-it says.
-"""
+"""A report as GitHub-flavoured Markdown."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 The figures and where each was read are in ``data/published.csv``; its column ``key`` says which
 method of ours a row is about.
-
-Knows: that file, and :class:`~specbench_kangaroo.stats.Summary`.  Does not know: methods by name,
-or how a sheet is drawn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The order of a report: what comes first for one method, for several, and for several runs.
-
-Knows: which sections there are.  Does not know: what they hold, or how they are drawn.
-"""
+"""The order of a report: what comes first for one method, for several, and for several runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What a report says, before anyone draws it: cells, sheets, and the sections of a report.
 
 Every format draws the same :class:`Report`, so that none says more or less than another.
-
-Knows: how an estimate is written.  Does not know: summaries, or any format.
 """
 
 from __future__ import annotations
@@ -102,7 +100,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of a run, in order: sections, then what their columns mean, then what is amiss."""
+    """All of a run, in order: sections, then what their columns mean, then what is wrong."""
 
     run: str
     sections: tuple[Section, ...]

@@ -1,8 +1,4 @@
-"""Several runs in one table: where each took place, and how fast its methods were overall.
-
-Knows: :class:`~specbench_kangaroo.stats.Summary`.  Does not know: how a sheet is drawn, or whether
-the runs may be compared.
-"""
+"""Several runs in one table: where each took place, and how fast its methods were overall."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """A run as Spec-Bench's own answer files, which its ``evaluation/speed.py`` reads.
 
-Knows: a run's frames, and the lines that upstream's ``evaluation/eval.py`` writes.  Does not know:
-files, metrics, tokenizers.
-
 Upstream's speedup is the mean over questions of tokens per second, divided by the same mean of
 the baseline; on these files that is our ``speedup_specbench``.  Two things differ when upstream's
 script itself reads them.  It counts the baseline's tokens anew, from its text, and takes one off

@@ -1,7 +1,4 @@
-"""A report for the terminal, in 80 columns or more.
-
-Knows: rich, and :class:`~specbench_kangaroo.reports.sheets.Document`.  Does not know: what it says.
-"""
+"""A report for the terminal, in 80 columns or more."""
 
 from __future__ import annotations
 

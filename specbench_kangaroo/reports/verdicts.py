@@ -2,9 +2,6 @@
 
 A greedy run has lossless verdicts, a sampled one a test of token frequencies.  Outputs that a lossy
 method changed are counted, but raise no alarm: they were to be expected.
-
-Knows: :class:`~specbench_kangaroo.stats.MethodSummary`.  Does not know: how verdicts are come by,
-or how they are drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ def verdict(method: MethodSummary, baseline: str) -> Note:
     return Note("; ".join(words), _mark(method))
 
 
-def amiss(label: str, method: MethodSummary, baseline: str) -> Note | None:
+def problem(label: str, method: MethodSummary, baseline: str) -> Note | None:
     """What a reader of one line per method must still be told; None if all is well."""
     mark = _mark(method)
     words = [outputs(method, baseline)] if mark is Mark.ALARM else []
@@ -49,7 +46,7 @@ def outputs(method: MethodSummary, baseline: str) -> str:
 
 
 def verdict_cell(method: MethodSummary) -> Cell:
-    """The same in few words, for a row of a table; nought is left out."""
+    """The same in few words, for a row of a table; zeros are left out."""
     lines = _short(method)
     between = " " if method.lossy and method.lossless else ", "
     return Cell(between.join(lines), lines, _mark(method))

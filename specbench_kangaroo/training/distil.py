@@ -1,8 +1,5 @@
 """Training text from the target itself: its answers to many prompts, batch by batch, resumable.
 
-Knows: prompts, the file of answers, ``transformers``' own batched ``generate``.  Does not know: our
-decoding loop (one sequence at a time, made to be measured), methods, training.
-
 A line of the output is ``{"task", "source", "prompt", "response_ids"}``, with "template" too where
 prompts were not written with the tokenizer's own; the ids end with EOS where the target ended its
 answer.

@@ -1,7 +1,5 @@
 """The distillation loss behind a frozen LM head, without its logits ever being kept.
 
-Knows: states, a frozen head, the target's top-k predictions.  Does not know: heads' modules, data.
-
 Autograd would hold several (M, V') matrices at once: for a thousand positions each is larger than
 the caches, and training is then bound by memory.  Here each chunk of positions goes through the
 head, the softmax and back within one piece of memory, and only the gradient of the states remains.

@@ -1,8 +1,5 @@
 """Hidden states of a target over text, stored once so that draft heads train without the target.
 
-Knows: texts as token ids, a ``transformers`` causal language model, numpy memory maps.
-Does not know: decoding, methods, or what a draft head looks like.
-
 A training step that runs the target spends nine tenths of its time there.  One pass over the text
 keeps the float16 hidden states that heads read (after some exit layers) and aim at (the final,
 normed ones): ``2 * H`` bytes per token and layer.

@@ -1,8 +1,4 @@
-"""From distilled text to a method's trained weights: documents, features, training, the file.
-
-Knows: the order of these steps, and the record that the weights carry.  Does not know: any method
-by name, how a head computes, or how progress is shown.
-"""
+"""From distilled text to a method's trained weights: documents, features, training, the file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """The optimiser of draft heads: orthogonalised momentum for matrices, AdamW for the rest.
 
-Knows: torch's optimisers.  Does not know: heads, data, schedules.
-
 Muon (Jordan et al. 2024, ``torch.optim.Muon``) brought the adapter of the default model to AdamW's
 agreement in a tenth of the tokens.  It is for matrices alone; norms stay with AdamW.
 """

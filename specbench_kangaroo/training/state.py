@@ -1,7 +1,4 @@
-"""How long and how fast a draft head trains, and how far it has come.
-
-Knows: numbers and tensors to be kept.  Does not know: batches, optimisers, files.
-"""
+"""How long and how fast a draft head trains, and how far it has come."""
 
 from __future__ import annotations
 

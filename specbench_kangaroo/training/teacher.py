@@ -1,7 +1,5 @@
 """What a draft head is trained on: batches of stored states with the target's own predictions.
 
-Knows: feature stores, the target's LM head.  Does not know: the draft head or its optimiser.
-
 Position t's state predicts token t+1, so an answer that starts at P is predicted from P-1 on; a
 prompt's positions are seen by attention but carry no loss.  A head that looks further imitates at
 t what the target predicts at ``t + ahead``, up to the answer's end.

@@ -1,7 +1,4 @@
-"""Files of training text: prompts to be answered, and the target's answers to them.
-
-Knows: JSON lines, gzipped or not, and the chat template.  Does not know: models, or who reads this.
-"""
+"""Files of training text: prompts to be answered, and the target's answers to them."""
 
 from __future__ import annotations
 

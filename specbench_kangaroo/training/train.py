@@ -1,8 +1,5 @@
 """Fitting a draft head to what the target predicts, from stored features.
 
-Knows: batches with soft targets, an optimiser, checkpoints.  Does not know: any method; a head is
-whatever satisfies :class:`DraftHead`.
-
 The loss is the soft cross entropy of arXiv 2404.18911, section 3.2, between the target's and the
 draft's next-token distributions at the same position.
 """

@@ -1,8 +1,5 @@
 """Methods whose draft head can be trained: what they offer to ``specbench train``.
 
-Knows: the registry.  Does not know: any method, the text, or the optimiser.  Importing this module
-does not import torch.
-
 A method that can be trained has a class method ``trainee(model, *, exit_layer)`` beside what
 :class:`specbench_kangaroo.method.Method` asks for; nothing else tells it from the others.
 """

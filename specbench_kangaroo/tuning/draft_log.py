@@ -1,8 +1,5 @@
 """What a run's drafts say of every position of its answers, whichever step they come from.
 
-Knows: the steps of greedy drafts without branches, and why each ended.  Does not know: times, other
-settings than the logged one, files.
-
 A greedy draft of a text position follows from the text before it, not from where its step began.  A
 step from the root at position p that drafted d tokens and had a of them accepted thus tells of
 p+1 .. p+a that the draft hits them, and of p+a+1 that it misses, each with its confidence.  After a

@@ -1,8 +1,4 @@
-"""A tuning as a figure: the predicted speedup by draft length and threshold, overall and by task.
-
-Knows: matplotlib and :class:`~specbench_kangaroo.tuning.tuning.Tuning`.  Does not know: how it
-was found, windows or pyplot's global state.
-"""
+"""A tuning as a figure: predicted speedup by draft length and threshold, overall and by task."""
 
 from __future__ import annotations
 

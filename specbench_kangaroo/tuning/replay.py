@@ -1,9 +1,5 @@
 """The steps that other settings would have taken through the answers of a logged run.
 
-Knows: :class:`~specbench_kangaroo.tuning.draft_log.DraftLog`, and when a draft without branches
-stops: after γ tokens, at the budget, or after the first token whose confidence is under η, which
-is still drafted itself.  Does not know: times, methods, files.
-
 The replay is exact where the log knows the positions that a step needs.  Elsewhere it guesses: an
 unknown position is a hit, and an unknown confidence that of the drafted token before it.
 """

@@ -1,8 +1,4 @@
-"""A finished run as a request again, with one of its methods and other options.
-
-Knows: manifests, requests, how the two are written as a command.  Does not know: torch, whether
-what is asked for is still there, or any method.
-"""
+"""A finished run as a request again, with one of its methods and other options."""
 
 from __future__ import annotations
 
@@ -57,7 +53,7 @@ def request_again(manifest: Manifest, method: str, options: Mapping[str, Any]) -
 
 
 def command_line(request: Request, output: Path | None = None) -> str:
-    """The request as a ``specbench run`` command that a person can paste."""
+    """The request as a ``specbench run`` command that a user can paste."""
     return shlex.join(["specbench", "run", *_words(request, output)])
 
 

@@ -1,8 +1,5 @@
 """What a step would have cost at any draft length, from the steps that a run measured.
 
-Knows: milliseconds of steps, by the number of tokens drafted.  Does not know: which steps a setting
-takes, or any method.
-
 Two curves over the draft length, piecewise linear: of drafting from 0 ms, and of verifying from
 the baseline's pass over one row, of which a draft that ran the first layers itself leaves a share.
 Their other points are medians of steps that were measured at that length: the logged length, and

@@ -1,8 +1,5 @@
 """The speedup of every draft length and threshold, by task, and where it is largest.
 
-Knows: replays and their costs, the report's definition of the speedup.  Does not know: any method,
-runs, files, or how the answer is shown.
-
 The speedup is the report's own, with the method's times replaced by predicted ones: the steps that
 :mod:`replay` finds, at the price of :mod:`step_costs`.
 """

@@ -1,8 +1,4 @@
-"""A tuning as tables for the terminal, within 80 columns.
-
-Knows: rich, and :class:`~specbench_kangaroo.tuning.tuning.Tuning`.  Does not know: how it
-was found.
-"""
+"""A tuning as tables for the terminal, within 80 columns."""
 
 from __future__ import annotations
 

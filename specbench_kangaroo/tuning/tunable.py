@@ -1,8 +1,4 @@
-"""Which runs can be replayed: the method to tune, and what its steps must look like.
-
-Knows: the options ``steps`` (γ) and ``threshold`` (η), manifests, step rows.  Does not know: any
-method by name, how a replay goes, files.
-"""
+"""Which runs can be replayed: the method to tune, and what its steps must look like."""
 
 from __future__ import annotations
 

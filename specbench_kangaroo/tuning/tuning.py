@@ -1,8 +1,4 @@
-"""What every draft length and threshold would have given, from one logged run.
-
-Knows: which parts a tuning is made of, and its document.  Does not know: any method by name, torch,
-files, or how the answer is shown in a terminal or a figure.
-"""
+"""What every draft length and threshold would have given, from one logged run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One manifest out of several: workers must run the same thing, and are told apart by their device.
-
-Knows: manifests.  Does not know: how workers run.  Nothing here imports torch.
-"""
+"""One manifest out of several: workers must run the same thing, told apart by their device."""
 
 from __future__ import annotations
 

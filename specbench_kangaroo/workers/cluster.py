@@ -1,7 +1,5 @@
 """Workers as Ray actors: a cluster found or started, its devices shared out, actors and their ends.
 
-Knows: Ray, and is the only module that does.  Does not know: runs, or what a worker answers.
-
 A cluster that was started elsewhere must have this package, its methods and the model on every
 node, at the same versions and under the same names: code and weights are not sent, questions are.
 """

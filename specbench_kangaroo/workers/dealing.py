@@ -2,8 +2,6 @@
 
 A unit's answers come back whole and are written by this process alone: what a dead worker had begun
 is lost with it and made again, so that nothing is lost or doubled.
-
-Knows: units, workers by number, the run folder's writer.  Does not know: Ray, or models.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ class Dealer:
         crew: workers 0 to ``workers - 1``, all of them ready.
         writer: the run folder.
         agree: refuses the manifest of a worker that replaces another, by a UsageError.
-        say: tells a person what happened, in a line.
+        say: tells the user what happened, in a line.
         on_finished: called for every generation, when its unit has arrived.
         interruption: asked before a unit is dealt.
     """

@@ -1,8 +1,4 @@
-"""A run by several workers: opened, agreed upon, and executed as one process's run would be.
-
-Knows: requests, the cluster's parts and their order.  Does not know: Ray's calls, or how a question
-is answered.
-"""
+"""A run by several workers: opened, agreed upon, and executed as one process's run would be."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ class Workers:
         crew: workers that are ready.
         plan: the run.
         manifests: of each worker, by its number.
-        say: tells a person what happened, in a line.
+        say: tells the user what happened, in a line.
     """
 
     def __init__(self, crew: Crew, plan: Plan, manifests: Sequence[Manifest], *, say: Say) -> None:
@@ -79,7 +75,7 @@ def opened(request: Request, address: str | None, *, say: Say) -> Iterator[Worke
     Args:
         request: of so many workers.
         address: a Ray cluster's; None starts one on this machine, which ends with the block too.
-        say: tells a person what happened, in a line.
+        say: tells the user what happened, in a line.
 
     Raises:
         UsageError: anything in the request that does not exist, fit or work, here or on a worker.

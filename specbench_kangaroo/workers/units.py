@@ -1,7 +1,4 @@
-"""What travels between the driver and a worker: a question with what is known of it, and answers.
-
-Knows: plain data.  Does not know: models, files, or how anything travels.
-"""
+"""What travels between the driver and a worker: a question, what is known of it, and answers."""
 
 from __future__ import annotations
 

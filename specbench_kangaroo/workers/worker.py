@@ -1,7 +1,4 @@
-"""A worker: one model on one device, which answers a question with all methods.
-
-Knows: how a bench is loaded, how a round is answered.  Does not know: Ray, other workers, files.
-"""
+"""A worker: one model on one device, which answers a question with all methods."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ class Worker:
         self._warm = False
 
     def load(self) -> Ready | Refused:
-        """Load the model.  What a user can mend is returned, not raised through a process."""
+        """Load the model.  What a user can fix is returned, not raised through a process."""
         torch.set_num_threads(self._threads)
         try:
             self._bench = load_bench(self._plan)

@@ -1,4 +1,4 @@
-"""How long a person waits before ``specbench run`` measures anything, on the default model."""
+"""How long the user waits before ``specbench run`` measures anything, on the default model."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_a_bad_tree_file_is_named_with_its_fault(
         file.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=fault) as caught:
         read_shape(file)
-    assert str(file) in str(caught.value), "a user must see which file to mend"
+    assert str(file) in str(caught.value), "a user must see which file to fix"
     assert "\n" not in str(caught.value), "a user error is one line"
 
 

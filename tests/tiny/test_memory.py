@@ -190,9 +190,9 @@ def test_a_lost_device_stops_the_run_which_goes_on_in_another_process(
     found = read_run(tmp_path / "run")
     assert found.manifest.status == "interrupted"
     assert (found.generations["status"] == "ok").all(), "every answer after it would be an error"
-    mended = make_bench({"failing": Stub(target(FAMILY))})
-    with RunWriter.resume(tmp_path / "run", manifest(mended, name="run", command="")) as writer:
-        execute(mended, writer, on_finished=lambda _: None)
+    fixed = make_bench({"failing": Stub(target(FAMILY))})
+    with RunWriter.resume(tmp_path / "run", manifest(fixed, name="run", command="")) as writer:
+        execute(fixed, writer, on_finished=lambda _: None)
     found = read_run(tmp_path / "run")
     assert len(found.generations) == 8
     assert set(found.judgements["verdict"]) == {"exact"}
@@ -221,7 +221,7 @@ def test_only_a_lack_of_memory_is_taken_for_one() -> None:
     assert not any(map(is_device_lost, ERRORS)), "they cost one answer, not the run"
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert is_out_of_memory(caught.value), "torch says it in other words now: mend memory.py"
+    assert is_out_of_memory(caught.value), "torch says it in other words now: fix memory.py"
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(KeyError("out of memory"))
 

@@ -1,4 +1,4 @@
-"""Loading a model: a tiny random Llama in a folder, and what a person reads when it goes wrong."""
+"""Loading a model: a tiny random Llama in a folder, and what the user reads when it goes wrong."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def session() -> list[str]:
-    """What the README says that a person types and sees."""
+    """What the README says that the user types and sees."""
     (example,) = blocks("text", SHOWN)
     return example.text.splitlines()
 

@@ -1,4 +1,4 @@
-"""Targets whose weights are packed: how they run, and what a person reads where they cannot."""
+"""Targets whose weights are packed: how they run, and what the user reads where they cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``specbench run`` on a tiny model: what a person sees, and the exit status."""
+"""``specbench run`` on a tiny model: what the user sees, and the exit status."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Answers whose every draft is known, and the steps that any setting takes through them.
 
 The steps are made one token at a time, as a method's ``propose`` makes them, so that the replay,
-which does it all at once from a log, can be held against them.
+which does it all at once from a log, can be compared with them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, listings, reports, and errors of one line."""
+"""The command line as users meet it: help, listings, reports, and errors of one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``specbench compare`` as a person and a CI server meet it: exit status, reports, refusals."""
+"""``specbench compare`` as users and CI servers meet it: exit status, reports, refusals."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_an_answer_comes_at_once_and_without_torch(words: str | None, expected: 
         )
         assert expected in shown
         spent_s.append(seconds)
-    assert min(spent_s) < LIMIT_S, f"a person waits {min(spent_s):.2f} s; import inside functions"
+    assert min(spent_s) < LIMIT_S, f"the user waits {min(spent_s):.2f} s; import inside functions"
 
 
 @pytest.mark.skipif(BASH is None, reason="no bash here")

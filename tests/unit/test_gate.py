@@ -294,9 +294,9 @@ def test_an_answer_that_is_not_there_fails(baseline):
 def test_an_error_in_the_baseline_too_is_not_gated(baseline, tmp_path):
     before = gated(tmp_path / "before", change=broken(2))
     assert not compare(before, gated(tmp_path / "after", change=broken(2))).failed
-    mended = compare(before, baseline)
-    assert not mended.failed
-    assert "of 7 answers" in gate_of(mended, "kangaroo", "tokens").detail
+    fixed = compare(before, baseline)
+    assert not fixed.failed
+    assert "of 7 answers" in gate_of(fixed, "kangaroo", "tokens").detail
 
 
 def test_a_method_that_never_answered_is_said_to_be_ungated(tmp_path):

@@ -81,7 +81,7 @@ def test_a_wrong_value_is_named_with_its_line(tmp_path, name, change, reason):
         message = str(caught.value)
         assert message.startswith(f"{folder / name}:"), "which file and line?"
         assert reason in message
-        assert message.endswith("; remove or mend that line")
+        assert message.endswith("; remove or fix that line")
         assert "\n" not in message
 
 

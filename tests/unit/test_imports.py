@@ -149,7 +149,7 @@ def test_the_lists_in_this_file_name_modules_that_exist() -> None:
         REPORTING | REPORTING_PACKAGES | ENGINE | KNOWS_TRANSFORMERS.keys() | NAMES_A_METHOD.keys()
     )
     missing = sorted({*listed, LOADS_METHODS} - SOURCES.keys())
-    assert not missing, f"moved or renamed, so unguarded: {missing}; mend the lists in this file"
+    assert not missing, f"moved or renamed, so unguarded: {missing}; fix the lists in this file"
     assert METHOD_NAMES, "no built-in method was found, so no name is guarded"
 
 

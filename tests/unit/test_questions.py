@@ -92,7 +92,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: object, reason: str) ->
     with pytest.raises(UsageError) as caught:
         load_questions(str(path))
     message = str(caught.value)
-    assert message.startswith(f"{path}:2: "), "the user must learn which line to mend"
+    assert message.startswith(f"{path}:2: "), "the user must learn which line to fix"
     assert reason in message
     assert "\n" not in message, "a usage error is one line"
 

@@ -1,4 +1,4 @@
-"""What a person gets who installs a release: built, unpacked, installed and run outside the clone.
+"""What the user gets who installs a release: built, unpacked, installed and run outside the clone.
 
 The environment is clean but for the dependencies, which are those of the running one: a path file
 leads to them, so that nothing is downloaded and torch is not installed a second time.
@@ -79,7 +79,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist as a person unpacks it."""
+    """The sdist as the user unpacks it."""
     folder = tmp_path_factory.mktemp("unpacked")
     shutil.unpack_archive(only(built, "*.tar.gz"), folder)
     return only(folder, "*")
@@ -132,7 +132,7 @@ def test_the_sdist_holds_what_building_and_testing_need(unpacked: Path) -> None:
     top = "CHANGELOG.md CITATION.cff CONTRIBUTING.md LICENSE Makefile README.md constraints.txt"
     needed = (*top.split(), "pyproject.toml", "notebooks/analysis.ipynb")
     missing = [name for name in needed if not (unpacked / name).is_file()]
-    assert not missing, f"a person who unpacks the sdist lacks {missing}"
+    assert not missing, f"the user who unpacks the sdist lacks {missing}"
 
 
 def test_a_wheel_from_the_sdist_is_the_same_wheel(built: Path, unpacked: Path) -> None:

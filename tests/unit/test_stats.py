@@ -290,7 +290,7 @@ def test_answers_of_one_token_have_no_steps_and_no_tpot(tmp_path):
         [(make_generation("vanilla", 1), []), (make_generation("kangaroo", 1), [])],
     )
     found = overall(run)
-    assert "tpot_ms" not in found, "0/0 is absent, not nought"
+    assert "tpot_ms" not in found, "0/0 is absent, not 0"
     assert "mean_accepted_tokens" not in found
     assert found["speedup"].value == pytest.approx(1.0)
 

@@ -151,8 +151,8 @@ def test_turns_and_repeats_are_prompts_of_their_own(tmp_path):
     run = read_run(make_run(tmp_path / "run", turns=2, repeats=3))
     kept = run.generations
     failed = (kept["method"] == "kangaroo") & (kept["turn"] == 1) & (kept["repeat"] == 2)
-    mended = kept.assign(status=kept["status"].mask(failed, Status.ERROR.value))
-    parts = paired_steps(replace(run, generations=mended))
+    fixed = kept.assign(status=kept["status"].mask(failed, Status.ERROR.value))
+    parts = paired_steps(replace(run, generations=fixed))
     assert len(parts["vanilla"].generations) == 4 * 2 * 3
     assert len(parts["kangaroo"].generations) == 4 * (2 * 3 - 1)
     assert len(parts["kangaroo"].rows) == 4 * 4 * (2 * 3 - 1)

@@ -179,7 +179,7 @@ class RunFolder(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is None and self.finished)
     @rule(data=st.data())
     def remove_a_line_by_hand(self, data: st.DataObject) -> None:
-        """As the messages tell a person to do, to have an answer redone."""
+        """As the messages tell the user to do, to have an answer redone."""
         read = [generation.key for generation, _ in self.finished.values()]
         number = data.draw(st.integers(0, len(read) - 1))
         path = self.folder / GENERATIONS

@@ -269,7 +269,7 @@ def test_costs_stand_beside_the_rows_that_cause_them(six):
     assert "| 0.93 | 1.07 (7.0 rows) |" in line
 
 
-def test_what_is_amiss_is_told_below_the_comparison(six):
+def test_what_is_wrong_is_told_below_the_comparison(six):
     bad = changed(six, "kangaroo", errors=1, excluded=3)
     text = printed(bad, width=80)
     assert "\nkangaroo: 1 error; 3 excluded\n" in text

@@ -1,7 +1,4 @@
-"""A draft without branches: the chain while it grows, and the rule that ends it.
-
-Knows: logits, chance, why drafting stops.  Does not know: which model drafts, caches, verification.
-"""
+"""A draft without branches: the chain while it grows, and the rule that ends it."""
 
 from __future__ import annotations
 

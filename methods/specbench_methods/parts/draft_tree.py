@@ -1,7 +1,5 @@
 """Static draft trees: which of a draft's ranked guesses are tried at which depth.
 
-Knows: ranks and the chances of being right.  Does not know: tokens, models, who ranks the guesses.
-
 A static tree is the same in every step, so its parents and levels are computed once and a step only
 fills in tokens (Cai et al., arXiv 2401.10774, section 2.1.2; Luo et al., arXiv 2408.08696, 3.2).
 """

@@ -1,7 +1,4 @@
-"""Whether a draft model speaks the target's tokens.
-
-Knows: the vocabularies of two tokenizers, the sizes of two LM heads.  Does not know: what drafts.
-"""
+"""Whether a draft model speaks the target's tokens."""
 
 from __future__ import annotations
 

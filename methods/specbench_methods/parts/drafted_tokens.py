@@ -1,7 +1,4 @@
-"""Which of the target's tokens a draft head predicts over: all of them, or its frequent ones.
-
-Knows: token ids and the rows of an LM head.  Does not know: what drafts, or how ids were chosen.
-"""
+"""Which of the target's tokens a draft head predicts over: all of them, or its frequent ones."""
 
 from __future__ import annotations
 

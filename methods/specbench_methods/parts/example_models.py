@@ -1,7 +1,4 @@
-"""A small draft model for any target, written to a folder: what the contract tests draft with.
-
-Knows: a target's model and config.  Does not know: methods, or how a folder is loaded.
-"""
+"""A small draft model for any target, written to a folder: what the contract tests draft with."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Kangaroo's adapter: the trained part of its draft model, and the files that hold it.
-
-Knows: the adapter's arithmetic (arXiv 2404.18911, section 3.2) and the published checkpoint layout.
-Does not know: drafting, caches, or how it is trained; attention is handed in by the caller.
-"""
+"""Kangaroo's adapter: the trained part of its draft model, and the files that hold it."""
 
 from __future__ import annotations
 

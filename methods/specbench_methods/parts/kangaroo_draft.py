@@ -1,8 +1,4 @@
-"""The parts of a Kangaroo draft: the tree while it grows, and the adapter with its cache.
-
-Knows: the adapter's tensors, the target's products and rotary angles.  Does not know: thresholds,
-sampling, verification.
-"""
+"""The parts of a Kangaroo draft: the tree while it grows, and the adapter with its cache."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Kangaroo's side of training: the adapter as a draft head over stored exit-layer states.
 
-Knows: the adapter, the target's config and LM head.  Does not know: the optimiser or the data.
-
 The published exit layers are 2 of 32 and 3 of 40 (arXiv 2404.18911, section 4.1): one in sixteen.
 """
 

@@ -1,7 +1,4 @@
-"""Lookahead's two memories: the Jacobi window and the n-gram pool (Fu et al., arXiv 2402.02057).
-
-Knows: tokens by level and column.  Does not know: tensors, the target, what was accepted.
-"""
+"""Lookahead's two memories: the Jacobi window and the n-gram pool (Fu et al., arXiv 2402.02057)."""
 
 from __future__ import annotations
 

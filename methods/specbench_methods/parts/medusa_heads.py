@@ -1,8 +1,5 @@
 """Medusa's heads: the modules, the files that hold them, and how they draft.
 
-Knows: the heads' arithmetic (Cai et al., arXiv 2401.10774, section 2.1), the published layouts.
-Does not know: trees, verification, or how heads are trained.
-
 Head i predicts token t+2+i from the target's final, normed state at t:
 ``p = softmax(W2 (h + SiLU(W1 h + b1)))``, with W2 of its own or the target's LM head.
 """

@@ -1,7 +1,5 @@
 """Medusa's side of training: its heads over stored final states (Medusa-1, the target frozen).
 
-Knows: the heads, the target's config and LM head.  Does not know: the optimiser or the data.
-
 Head i imitates at position t what the target predicts at t+1+i; every head shares the LM head.
 """
 

@@ -1,7 +1,4 @@
-"""Which tree Medusa drafts: by name, from the heads' own file, or from a user's.
-
-Knows: static trees, heads.  Does not know: tokens, or how a tree is verified.
-"""
+"""Which tree Medusa drafts: by name, from the heads' own file, or from a user's."""
 
 from __future__ import annotations
 

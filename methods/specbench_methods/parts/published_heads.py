@@ -1,7 +1,5 @@
 """Which heads there are for which model: those in this package, and those that others published.
 
-Knows: the shipped files' headers, ``published_heads.json``.  Does not know: how heads are read.
-
 The numbers of published heads are what the pages beside them say, or follow from: parameters from
 the shapes of heads and target, five heads a Medusa file from its authors' word and its size.
 """

@@ -1,8 +1,4 @@
-"""Files of draft weights: read safely, checked strictly.
-
-Knows: safetensors with a JSON note in their metadata, published files of plain tensors.  Does not
-know: what the tensors are for, or where the files were found.
-"""
+"""Files of draft weights: read safely, checked strictly."""
 
 from __future__ import annotations
 

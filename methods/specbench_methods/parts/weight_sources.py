@@ -1,7 +1,4 @@
-"""Where draft weights come from: shipped with the package, a file, a folder, or the hub.
-
-Knows: names of files, hub ids.  Does not know: what is in the files, which weight_files.py reads.
-"""
+"""Where draft weights come from: shipped with the package, a file, a folder, or the hub."""
 
 from __future__ import annotations
 
