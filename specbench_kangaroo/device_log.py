@@ -1,4 +1,4 @@
-"""The device at the edges of a run's blocks: ``device.jsonl``, written, read back, and judged.
+"""The device at the edges of a run's blocks: the lines of ``device.jsonl``.
 
 A block is one prompt answered by all methods.  A clock that falls between two methods' answers
 would make one of them slow for nothing; here is what a reader needs to see that it did not.
@@ -6,32 +6,17 @@ would make one of them slow for nothing; here is what a reader needs to see that
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from specbench_kangaroo.jsonl import as_line, drop_torn_line, read_records
+from specbench_kangaroo.jsonl import as_line, drop_torn_line
 from specbench_kangaroo.records import BlockEdge
+from specbench_kangaroo.run_reader import DEVICE
 from specbench_kangaroo.schedule import Round
 from specbench_kangaroo.telemetry import Nvml
 from specbench_kangaroo.whole_writes import LineFile, storing
-
-DEVICE = "device.jsonl"
-BEFORE, AFTER = "before", "after"
-
-# What holds clocks down for heat or power; the other reasons are settings, or that nothing runs.
-HEAT_OR_POWER = frozenset(
-    {
-        "sw_power_cap",
-        "hw_slowdown",
-        "sw_thermal_slowdown",
-        "hw_thermal_slowdown",
-        "hw_power_brake_slowdown",
-    }
-)
-STEADY = 0.05  # of the highest SM clock: a smaller change between blocks is not worth a line
 
 
 class DeviceLog:
@@ -75,71 +60,3 @@ def append_edges(folder: Path, edges: Iterable[BlockEdge]) -> None:
     if lines:
         with storing(folder), LineFile(folder / DEVICE) as file:
             file.append(lines)
-
-
-def read_device_log(folder: Path) -> tuple[BlockEdge, ...]:
-    """The states of a run, in order; none if they were not measured.
-
-    Raises:
-        UsageError: a malformed line other than a torn last one.
-    """
-    path = folder / DEVICE
-    return tuple(read_records(path, BlockEdge)) if path.is_file() else ()
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceHealth:
-    """What the states of a run say of its device.
-
-    Attributes:
-        edges: how many there are.
-        throttled: how many of them name a reason of heat or power.
-        reasons: those reasons, each with the number of its edges.
-        sm_low_mhz: the lowest SM clock at the end of a block, and ``sm_high_mhz`` the highest, of
-            the worker whose clock moved most; None if no clock is known.
-    """
-
-    edges: int
-    throttled: int
-    reasons: Mapping[str, int]
-    sm_low_mhz: int | None
-    sm_high_mhz: int | None
-
-    @property
-    def sm_change(self) -> float:
-        """How far the SM clock moved, as a share of its highest."""
-        if self.sm_low_mhz is None or not self.sm_high_mhz:
-            return 0.0
-        return 1 - self.sm_low_mhz / self.sm_high_mhz
-
-    @property
-    def steady(self) -> bool:
-        """Whether nothing is to be said of the device."""
-        return not self.throttled and self.sm_change <= STEADY
-
-
-def health(edges: Sequence[BlockEdge]) -> DeviceHealth | None:
-    """What the states of a run say; None if there are none."""
-    if not edges:
-        return None
-    found = [HEAT_OR_POWER.intersection(edge.throttle or ()) for edge in edges]
-    low, high = _sm_range(edges)
-    return DeviceHealth(
-        edges=len(edges),
-        throttled=sum(map(bool, found)),
-        reasons=dict(sorted(Counter(name for names in found for name in names).items())),
-        sm_low_mhz=low,
-        sm_high_mhz=high,
-    )
-
-
-def _sm_range(edges: Sequence[BlockEdge]) -> tuple[int | None, int | None]:
-    """Of ends of blocks alone: before one, a device may have been idle and its clock down."""
-    clocks: dict[int, list[int]] = {}
-    for edge in edges:
-        if edge.edge == AFTER and edge.sm_mhz:
-            clocks.setdefault(edge.worker, []).append(edge.sm_mhz)
-    if not clocks:
-        return None, None
-    widest = max(clocks.values(), key=lambda found: 1 - min(found) / max(found))
-    return min(widest), max(widest)

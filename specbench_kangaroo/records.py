@@ -15,6 +15,9 @@ from typing import Any
 
 SCHEMA_VERSION = 2
 BASELINE = "vanilla"
+DEFAULT_TEMPLATE = "tokenizer"  # how prompts are written: by the tokenizer's own template
+THRESHOLD = "threshold"  # the option of methods that stop drafting below a confidence
+BEFORE, AFTER = "before", "after"  # the edges of a block
 COMPLETE = "complete"  # the status of a run that has all its generations
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DEFAULT_TEMPLATE = "tokenizer"  # how prompts are written; loading/templates.py has them all
+from specbench_kangaroo.records import DEFAULT_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.jsonl import parsed, plain, reading
 from specbench_kangaroo.record_types import from_plain, shown
-from specbench_kangaroo.records import SCHEMA_VERSION, Manifest, MethodRecord
-from specbench_kangaroo.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.records import DEFAULT_TEMPLATE, SCHEMA_VERSION, Manifest, MethodRecord
 from specbench_kangaroo.whole_writes import write_whole
 
 MANIFEST = "run.json"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.device_log import read_device_log
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.journal import JOURNAL, STEPS, named, read_steps
 from specbench_kangaroo.jsonl import numbered_records, read_records
@@ -27,6 +26,7 @@ from specbench_kangaroo.run_json import MANIFEST, read_manifest
 
 GENERATIONS = "generations.jsonl"
 LOSSLESS = "lossless.jsonl"
+DEVICE = "device.jsonl"
 
 _DTYPES = {
     "int": "int64",
@@ -101,6 +101,16 @@ def read_generations(folder: Path, manifest: Manifest) -> dict[GenerationKey, Ge
             raise UsageError(f"{path}:{number}: {wrong}; remove or fix that line")
         found[item.key], lines[item.key] = item, number
     return found
+
+
+def read_device_log(folder: Path) -> tuple[BlockEdge, ...]:
+    """The states of a run, in order; none if they were not measured.
+
+    Raises:
+        UsageError: a malformed line other than a torn last one.
+    """
+    path = folder / DEVICE
+    return tuple(read_records(path, BlockEdge)) if path.is_file() else ()
 
 
 def steps_of(generation: Generation) -> int:

@@ -11,13 +11,13 @@ from typing import Protocol
 import torch
 
 from specbench_kangaroo.bench import Bench, manifest
-from specbench_kangaroo.device_log import AFTER, BEFORE, DeviceLog
+from specbench_kangaroo.device_log import DeviceLog
 from specbench_kangaroo.generation import Answers, generate, prompt_of
 from specbench_kangaroo.interruption import Interruption
 from specbench_kangaroo.ledger import Ledger, missing, open_rounds, unjudged
 from specbench_kangaroo.lossless import TOLERANCE, judge
 from specbench_kangaroo.pauses import collected_by_hand
-from specbench_kangaroo.records import BASELINE, Generation, Manifest
+from specbench_kangaroo.records import AFTER, BASELINE, BEFORE, Generation, Manifest
 from specbench_kangaroo.schedule import Round, conversations, rounds
 from specbench_kangaroo.store import RunWriter
 from specbench_kangaroo.target import Target

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from specbench_kangaroo.bootstrap import Estimate, Floats, Ratio, estimates
-from specbench_kangaroo.device_log import DeviceHealth, health
+from specbench_kangaroo.device_health import DeviceHealth, health
 from specbench_kangaroo.errors import look_up
 from specbench_kangaroo.metrics import acceptance_at, applicable
 from specbench_kangaroo.records import Lossless, Manifest, Status

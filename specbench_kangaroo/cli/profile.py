@@ -19,8 +19,8 @@ from specbench_kangaroo.cli.output import plain_text, say, write_file
 from specbench_kangaroo.cli.run import INTERRUPTED
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
-from specbench_kangaroo.records import BASELINE
-from specbench_kangaroo.request import DEFAULT_TEMPLATE, ModelChoice
+from specbench_kangaroo.records import BASELINE, DEFAULT_TEMPLATE
+from specbench_kangaroo.request import ModelChoice
 
 if TYPE_CHECKING:
     from specbench_kangaroo.profiling.figures import Profile

@@ -19,9 +19,8 @@ from specbench_kangaroo.cli.output import say
 from specbench_kangaroo.cli.run_progress import run_progress
 from specbench_kangaroo.errors import ResumableError, UsageError
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
-from specbench_kangaroo.records import BASELINE
+from specbench_kangaroo.records import BASELINE, DEFAULT_TEMPLATE
 from specbench_kangaroo.request import (
-    DEFAULT_TEMPLATE,
     ModelChoice,
     QuestionChoice,
     Request,

@@ -20,7 +20,7 @@ from specbench_kangaroo.cli.training_progress import progress_bar
 from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.loading.folders import stderr_console
 from specbench_kangaroo.loading.templates import template_named
-from specbench_kangaroo.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.records import DEFAULT_TEMPLATE
 
 _ANY_METHOD = "method"
 

@@ -23,9 +23,8 @@ from specbench_kangaroo.figures.style import (
     title,
     undress,
 )
-from specbench_kangaroo.records import Manifest
+from specbench_kangaroo.records import THRESHOLD, Manifest
 from specbench_kangaroo.stats import Summary
-from specbench_kangaroo.tuning.tunable import THRESHOLD
 
 _TREE_NOTE = (
     "tree: accepted if any token at that depth was; the end of an accepted branch counts as a "

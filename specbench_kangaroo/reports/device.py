@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specbench_kangaroo.device_log import STEADY, DeviceHealth
+from specbench_kangaroo.device_health import STEADY, DeviceHealth
 from specbench_kangaroo.reports.sheets import Note, counted
 from specbench_kangaroo.stats import Summary
 

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.jsonl import as_line, drop_torn_line, read_lines
 from specbench_kangaroo.loading.models import LoadedModel
-from specbench_kangaroo.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.records import DEFAULT_TEMPLATE
 from specbench_kangaroo.training.texts import TEMPLATE, Prompt, read_prompts
 
 _BATCHES_SORTED_TOGETHER = 16  # batches of like length, yet a file cut short is a fair sample

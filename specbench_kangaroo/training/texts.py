@@ -11,7 +11,7 @@ from typing import Any
 
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading.templates import chat_prompt
-from specbench_kangaroo.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.records import DEFAULT_TEMPLATE
 from specbench_kangaroo.training.features import Document
 
 TEMPLATE = "template"  # of a distilled record; one without it was asked with the tokenizer's own

@@ -12,7 +12,6 @@ from specbench_kangaroo.loading.catalogue import MODELS
 from specbench_kangaroo.questions import SOURCES
 from specbench_kangaroo.records import Manifest
 from specbench_kangaroo.request import (
-    DEFAULT_TEMPLATE,
     ModelChoice,
     QuestionChoice,
     Request,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.records import THRESHOLD
 from specbench_kangaroo.store import Run
 
-STEPS, THRESHOLD = "steps", "threshold"
+STEPS = "steps"
 _WIDTH = "tree_width"  # of methods that can draft with branches too
 
 # Long enough that few drafts are accepted whole; only the token after such a one is not drafted.

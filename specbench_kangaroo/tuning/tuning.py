@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.records import THRESHOLD
 from specbench_kangaroo.stats import OVERALL
 from specbench_kangaroo.store import Run
 from specbench_kangaroo.totals import PROMPT, paired, per_generation
@@ -22,7 +23,7 @@ from specbench_kangaroo.tuning.surfaces import (
     predicted_speedup,
     tune_tasks,
 )
-from specbench_kangaroo.tuning.tunable import STEPS, THRESHOLD, refuse_unreplayable, tunable_method
+from specbench_kangaroo.tuning.tunable import STEPS, refuse_unreplayable, tunable_method
 
 TUNING_VERSION = 1
 

@@ -16,10 +16,11 @@ from specbench_kangaroo import clock, generation, runner, telemetry
 from specbench_kangaroo.bench import manifest
 from specbench_kangaroo.clock import CudaClock, clock_for
 from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.device_log import AFTER, BEFORE, read_device_log
 from specbench_kangaroo.graphs import CudaCapturer
 from specbench_kangaroo.loading.shapes import random_model, shape_named
 from specbench_kangaroo.method import MethodOptions
+from specbench_kangaroo.records import AFTER, BEFORE
+from specbench_kangaroo.run_reader import read_device_log
 from specbench_kangaroo.runner import execute
 from specbench_kangaroo.store import RunWriter, read_run
 from specbench_kangaroo.target import Target

@@ -12,18 +12,13 @@ from typing import Any
 import pytest
 
 from specbench_kangaroo import telemetry
-from specbench_kangaroo.device_log import (
-    AFTER,
-    BEFORE,
-    DEVICE,
-    DeviceLog,
-    health,
-    read_device_log,
-)
+from specbench_kangaroo.device_health import health
+from specbench_kangaroo.device_log import DeviceLog
 from specbench_kangaroo.questions import Question
-from specbench_kangaroo.records import BlockEdge
+from specbench_kangaroo.records import AFTER, BEFORE, BlockEdge
 from specbench_kangaroo.reports.device import notes
 from specbench_kangaroo.reports.sections import report_of
+from specbench_kangaroo.run_reader import DEVICE, read_device_log
 from specbench_kangaroo.schedule import Round
 from specbench_kangaroo.stats import summarise, to_json
 from specbench_kangaroo.store import RunWriter, read_run

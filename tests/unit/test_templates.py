@@ -10,8 +10,7 @@ import pytest
 
 from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading.templates import TEMPLATES, chat_prompt, vicuna_text
-from specbench_kangaroo.records import Manifest
-from specbench_kangaroo.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.records import DEFAULT_TEMPLATE, Manifest
 from specbench_kangaroo.store import RunWriter
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 
