@@ -17,12 +17,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.models import LoadedModel, load_model
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.target import Target, TargetOutput
-from specbench_kangaroo.tree import chain_parents
+from specbench_kangaroo.engine.method import (
+    Draft,
+    MethodOptions,
+    PlainMethod,
+    Session,
+    Verified,
+    option,
+)
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.tree import chain_parents
+from specbench_kangaroo.models.load import LoadedModel, load_model
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.parts.chain import Chain, StopRule
 from specbench_methods.parts.draft_vocabulary import check_vocabulary
 from specbench_methods.parts.example_models import write_draft_model

@@ -21,11 +21,18 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.layers import Rows
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Resume, Session, option
-from specbench_kangaroo.target import Target, TargetOutput
-from specbench_kangaroo.tree import chain_parents
+from specbench_kangaroo.engine.layers import Rows
+from specbench_kangaroo.engine.method import (
+    Draft,
+    MethodOptions,
+    PlainMethod,
+    Resume,
+    Session,
+    option,
+)
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.tree import chain_parents
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.parts.chain import Chain, StopRule
 
 # LayerSkip's published commands for Llama 2 7B leave after 8 of 32 layers, with γ = 6.

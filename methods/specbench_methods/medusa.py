@@ -14,14 +14,21 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.accept import Typical
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.host import to_host
-from specbench_kangaroo.loading.heads import KnownHeads
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.target import Target, TargetOutput
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine.accept import Typical
+from specbench_kangaroo.engine.host import to_host
+from specbench_kangaroo.engine.method import (
+    Draft,
+    MethodOptions,
+    PlainMethod,
+    Session,
+    Verified,
+    option,
+)
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.models.heads import KnownHeads
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.parts.draft_tree import TreeShape
 from specbench_methods.parts.drafted_tokens import DraftedTokens
 from specbench_methods.parts.medusa_heads import KIND, HeadRunner, LoadedHeads, load_heads

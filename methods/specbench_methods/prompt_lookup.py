@@ -12,11 +12,18 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified, option
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.target import Target, TargetOutput
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine.method import (
+    Draft,
+    MethodOptions,
+    PlainMethod,
+    Session,
+    Verified,
+    option,
+)
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

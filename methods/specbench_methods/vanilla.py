@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from specbench_kangaroo.method import Draft, PlainMethod
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine.method import Draft, PlainMethod
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.schema import ExitReason
 
 
 class Vanilla(PlainMethod):

@@ -110,7 +110,7 @@ def compare(  # noqa: PLR0913 (one parameter a flag)
     """
     from specbench_kangaroo.gate import regression  # noqa: PLC0415
     from specbench_kangaroo.gate.gates import Tolerances  # noqa: PLC0415
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
 
     comparison = regression.compare(
         read_run(baseline),
@@ -153,7 +153,7 @@ def _as_text(comparison: Comparison, format_: GateFormat) -> str:
 
 
 def _append(path: Path, text: str) -> None:
-    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
+    from specbench_kangaroo.record.errors import UsageError  # noqa: PLC0415
 
     try:
         with path.open("a", encoding="utf-8") as file:

@@ -20,7 +20,7 @@ _DEPTH = 3  # results/reference/NAME
 
 def methods(incomplete: str) -> list[str]:
     """Every method there is."""
-    from specbench_kangaroo.registry import method_names  # noqa: PLC0415
+    from specbench_kangaroo.run.registry import method_names  # noqa: PLC0415
 
     del incomplete
     return method_names()
@@ -28,14 +28,14 @@ def methods(incomplete: str) -> list[str]:
 
 def methods_beside_the_baseline(incomplete: str) -> list[str]:
     """Every method that a run does not have anyway."""
-    from specbench_kangaroo.records import BASELINE  # noqa: PLC0415
+    from specbench_kangaroo.record.schema import BASELINE  # noqa: PLC0415
 
     return [name for name in methods(incomplete) if name != BASELINE]
 
 
 def trainable_methods() -> list[str]:
     """Methods of this package with the hook ``trainee``, found by reading and not by importing."""
-    from specbench_kangaroo.registry import built_in_files  # noqa: PLC0415
+    from specbench_kangaroo.run.registry import built_in_files  # noqa: PLC0415
 
     files = built_in_files()
     return [name for name in files if "def trainee(" in files[name].read_text("utf-8")]
@@ -43,7 +43,7 @@ def trainable_methods() -> list[str]:
 
 def models(incomplete: str) -> list[tuple[str, str]]:
     """Short names of models; for a folder, which may hold one, the shell has its own way."""
-    from specbench_kangaroo.loading.catalogue import MODELS  # noqa: PLC0415
+    from specbench_kangaroo.models.catalogue import MODELS  # noqa: PLC0415
 
     del incomplete
     return [(name, spec.title) for name, spec in MODELS.items()]
@@ -51,7 +51,7 @@ def models(incomplete: str) -> list[tuple[str, str]]:
 
 def shapes(incomplete: str) -> list[str]:
     """The sizes of models that a profile can build of random weights."""
-    from specbench_kangaroo.loading.shapes import SHAPES  # noqa: PLC0415
+    from specbench_kangaroo.models.shapes import SHAPES  # noqa: PLC0415
 
     del incomplete
     return list(SHAPES)
@@ -59,7 +59,7 @@ def shapes(incomplete: str) -> list[str]:
 
 def tasks(incomplete: str) -> list[str]:
     """The tasks of Spec-Bench."""
-    from specbench_kangaroo.questions import TASKS  # noqa: PLC0415
+    from specbench_kangaroo.run.questions import TASKS  # noqa: PLC0415
 
     del incomplete
     return list(TASKS)
@@ -67,7 +67,7 @@ def tasks(incomplete: str) -> list[str]:
 
 def templates(incomplete: str) -> list[tuple[str, str]]:
     """The ways to write a prompt."""
-    from specbench_kangaroo.loading.templates import TEMPLATES  # noqa: PLC0415
+    from specbench_kangaroo.models.templates import TEMPLATES  # noqa: PLC0415
 
     del incomplete
     return [(name, template.description) for name, template in TEMPLATES.items()]
@@ -75,7 +75,7 @@ def templates(incomplete: str) -> list[tuple[str, str]]:
 
 def question_sets(incomplete: str) -> list[str]:
     """The question sets that have a name."""
-    from specbench_kangaroo.questions import SOURCES  # noqa: PLC0415
+    from specbench_kangaroo.run.questions import SOURCES  # noqa: PLC0415
 
     del incomplete
     return list(SOURCES)
@@ -83,7 +83,7 @@ def question_sets(incomplete: str) -> list[str]:
 
 def dtypes(incomplete: str) -> list[str]:
     """All dtypes; whether this machine has them is found out by the command."""
-    from specbench_kangaroo.devices import DTYPES  # noqa: PLC0415
+    from specbench_kangaroo.machine.devices import DTYPES  # noqa: PLC0415
 
     del incomplete
     return list(DTYPES)
@@ -104,7 +104,7 @@ def run_folders(incomplete: str) -> list[str]:
 
 def _runs_below(start: Path, part: str) -> Iterator[str]:
     """Run folders in ``start``, nearest first, by paths that begin with ``part``."""
-    from specbench_kangaroo.run_json import MANIFEST  # noqa: PLC0415
+    from specbench_kangaroo.record.manifest import MANIFEST  # noqa: PLC0415
 
     todo = deque((name, 1) for name in _subfolders(start) if name.startswith(part))
     for _ in range(_FOLDERS_LOOKED_AT):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from specbench_kangaroo.cli.output import say
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.stats import Summary
-    from specbench_kangaroo.store import Run
+    from specbench_kangaroo.record.writer import Run
+    from specbench_kangaroo.stats.summary import Summary
 
 SUMMARY = "summary.json"
 FAILED = 1
@@ -22,8 +22,8 @@ def conclude(run_: Run) -> int:
     """Write and show what the run found; returns the exit status."""
     from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
     from specbench_kangaroo.cli.report import as_json, show  # noqa: PLC0415
-    from specbench_kangaroo.stats import summarise  # noqa: PLC0415
-    from specbench_kangaroo.whole_writes import write_whole  # noqa: PLC0415
+    from specbench_kangaroo.record.files import write_whole  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import summarise  # noqa: PLC0415
 
     summary = summarise(run_)
     show(summary)  # first: a full disk must not hide what hours have measured
@@ -68,7 +68,7 @@ def _violations(run_: Run) -> Iterator[str]:
 
 def _sampling_alarms(summary: Summary) -> Iterator[str]:
     """Which methods that claim to be lossless sampled from another distribution."""
-    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
+    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
 
     for name, method in summary.methods.items():
         check = method.sampling

@@ -14,7 +14,7 @@ from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.output import say, writing
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.reports.spec_bench_answers import AnswerFile
+    from specbench_kangaroo.report.spec_bench_answers import AnswerFile
 
 
 class ExportFormat(StrEnum):
@@ -39,9 +39,9 @@ def export(
 
     Files of the same names are replaced.
     """
-    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
-    from specbench_kangaroo.reports.spec_bench_answers import answer_files  # noqa: PLC0415
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
+    from specbench_kangaroo.report.spec_bench_answers import answer_files  # noqa: PLC0415
 
     folder = output or run / format_.value
     files = answer_files(read_run(run))

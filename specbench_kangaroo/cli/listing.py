@@ -16,9 +16,9 @@ from rich.text import Text
 from specbench_kangaroo.cli.completion import question_sets
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.loading.heads import KnownHeads
-    from specbench_kangaroo.method import MethodOptions
-    from specbench_kangaroo.questions import Question
+    from specbench_kangaroo.engine.method import MethodOptions
+    from specbench_kangaroo.models.heads import KnownHeads
+    from specbench_kangaroo.run.questions import Question
 
 _LINE = 80
 
@@ -32,7 +32,7 @@ app = typer.Typer(
 @app.command()
 def methods() -> None:
     """Show every method, whether it needs heads, and its options with default and type."""
-    from specbench_kangaroo.registry import method_class, method_names  # noqa: PLC0415
+    from specbench_kangaroo.run.registry import method_class, method_names  # noqa: PLC0415
 
     console = Console(highlight=False)
     for name in method_names():
@@ -50,7 +50,7 @@ def models() -> None:
 
     --model also takes a folder or a hub id (org/name).
     """
-    from specbench_kangaroo.loading.catalogue import MODELS  # noqa: PLC0415
+    from specbench_kangaroo.models.catalogue import MODELS  # noqa: PLC0415
 
     for spec in MODELS.values():
         megabytes = spec.source.wheel_bytes / 1e6
@@ -64,8 +64,8 @@ def heads() -> None:
 
     Those that are not shipped are named to a run by --option, as shown below each.
     """
-    from specbench_kangaroo.loading.heads import NeedsHeads  # noqa: PLC0415
-    from specbench_kangaroo.registry import method_class, method_names  # noqa: PLC0415
+    from specbench_kangaroo.models.heads import NeedsHeads  # noqa: PLC0415
+    from specbench_kangaroo.run.registry import method_class, method_names  # noqa: PLC0415
 
     kinds: dict[str, Any] = {name: method_class(name) for name in method_names()}
     needing = {name: kind for name, kind in kinds.items() if isinstance(kind, NeedsHeads)}
@@ -83,7 +83,7 @@ def heads() -> None:
 @app.command()
 def tasks() -> None:
     """Show the tasks, and the question categories of each."""
-    from specbench_kangaroo.questions import CATEGORIES, TASKS  # noqa: PLC0415
+    from specbench_kangaroo.run.questions import CATEGORIES, TASKS  # noqa: PLC0415
 
     for task in TASKS:
         categories = [name for name, of in CATEGORIES.items() if of == task and name != task]
@@ -104,7 +104,7 @@ def questions(
     ] = None,
 ) -> None:
     """Show the question sets, or the questions of one."""
-    from specbench_kangaroo.questions import SOURCES, load_questions  # noqa: PLC0415
+    from specbench_kangaroo.run.questions import SOURCES, load_questions  # noqa: PLC0415
 
     if source is None:
         for name, description in SOURCES.items():
@@ -118,7 +118,7 @@ def questions(
 
 
 def _need_of_heads(kind: Any) -> str:
-    from specbench_kangaroo.loading.heads import NeedsHeads  # noqa: PLC0415
+    from specbench_kangaroo.models.heads import NeedsHeads  # noqa: PLC0415
 
     if not isinstance(kind, NeedsHeads):
         return "needs no draft heads"

@@ -25,7 +25,7 @@ from specbench_kangaroo.cli.report import report
 from specbench_kangaroo.cli.run import INTERRUPTED, run
 from specbench_kangaroo.cli.training import distil, train
 from specbench_kangaroo.cli.tune import tune
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 
 UNUSABLE_INPUT = 2
 EXIT_STATUSES: Mapping[int, str] = {

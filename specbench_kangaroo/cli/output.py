@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -15,7 +15,7 @@ from specbench_kangaroo.cli.output import writing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from specbench_kangaroo.stats import Summary
+    from specbench_kangaroo.stats.summary import Summary
 
 SPEEDUP_FIGURE = "speedup_by_task"
 LEARNING_FIGURE = "learning_curve"
@@ -55,10 +55,10 @@ def plot(
     runs: Subjects, figure: Figures = None, format_: Formats = None, output: Output = None
 ) -> None:
     """Draw the figures of runs, or how draft heads learned."""
-    from specbench_kangaroo.figures.catalogue import check_names, figures_of  # noqa: PLC0415
-    from specbench_kangaroo.figures.learning import WEIGHTS_SUFFIX  # noqa: PLC0415
-    from specbench_kangaroo.stats import summarise  # noqa: PLC0415
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.report.figures.catalogue import check_names, figures_of  # noqa: PLC0415
+    from specbench_kangaroo.report.figures.learning import WEIGHTS_SUFFIX  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import summarise  # noqa: PLC0415
 
     check_names(figure or ())
     formats = format_ or _FORMATS
@@ -81,8 +81,8 @@ def draw(summary: Summary, folder: Path) -> list[Path]:
     Raises:
         UsageError: there is no speedup, or the folder cannot be written.
     """
-    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
-    from specbench_kangaroo.figures.speedups import speedup_by_task  # noqa: PLC0415
+    from specbench_kangaroo.record.errors import UsageError  # noqa: PLC0415
+    from specbench_kangaroo.report.figures.speedups import speedup_by_task  # noqa: PLC0415
 
     figure = speedup_by_task(summary)
     if figure is None:
@@ -93,7 +93,7 @@ def draw(summary: Summary, folder: Path) -> list[Path]:
 
 
 def _learning(heads: Sequence[Path], folder: Path, formats: Sequence[FigureFormat]) -> list[Path]:
-    from specbench_kangaroo.figures.learning import learning_curve, read_learning  # noqa: PLC0415
+    from specbench_kangaroo.report.figures.learning import learning_curve, read_learning  # noqa: PLC0415
 
     figure = learning_curve([read_learning(path) for path in heads])
     return _save({LEARNING_FIGURE: figure}, folder, formats=formats)
@@ -101,7 +101,7 @@ def _learning(heads: Sequence[Path], folder: Path, formats: Sequence[FigureForma
 
 def _folders(runs: Sequence[Path], output: Path | None) -> dict[Path, Path]:
     """Where the figures of each run go."""
-    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
+    from specbench_kangaroo.record.errors import UsageError  # noqa: PLC0415
 
     if output is None:
         return {run: run / _FOLDER for run in runs}
@@ -118,7 +118,7 @@ def _folders(runs: Sequence[Path], output: Path | None) -> dict[Path, Path]:
 
 def _refuse_missing(run: Path, drawn: Mapping[str, Figure], asked: Sequence[str] | None) -> None:
     """Whoever asks for a figure by name is told why there is none."""
-    from specbench_kangaroo.errors import UsageError  # noqa: PLC0415
+    from specbench_kangaroo.record.errors import UsageError  # noqa: PLC0415
 
     missing = [name for name in asked or () if name not in drawn]
     if missing:
@@ -130,7 +130,7 @@ def _refuse_missing(run: Path, drawn: Mapping[str, Figure], asked: Sequence[str]
 def _save(
     drawn: Mapping[str, Figure], folder: Path, *, formats: Sequence[FigureFormat]
 ) -> list[Path]:
-    from specbench_kangaroo.figures.style import save  # noqa: PLC0415
+    from specbench_kangaroo.report.figures.style import save  # noqa: PLC0415
 
     with writing(folder):
         return [path for name in drawn for path in save(drawn[name], folder / name, formats)]

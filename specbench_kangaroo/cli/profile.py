@@ -17,14 +17,14 @@ from specbench_kangaroo.cli import completion
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.output import plain_text, say, write_file
 from specbench_kangaroo.cli.run import INTERRUPTED
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
-from specbench_kangaroo.records import BASELINE, DEFAULT_TEMPLATE
-from specbench_kangaroo.request import ModelChoice
+from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import BASELINE, DEFAULT_TEMPLATE
+from specbench_kangaroo.run.config import ModelChoice
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.profiling.figures import Profile
-    from specbench_kangaroo.profiling.subjects import ProfileRequest
+    from specbench_kangaroo.microbench.figures import Profile
+    from specbench_kangaroo.microbench.subjects import ProfileRequest
 
 _FILE_WIDTH = 80
 
@@ -113,7 +113,7 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
     Vanilla decoding, generate and the methods take turns on one prompt of each task; with --shape
     prompts are random tokens, and untrained drafts say what a draft costs, not what it is worth.
     """
-    from specbench_kangaroo.profiling.subjects import ProfileRequest  # noqa: PLC0415
+    from specbench_kangaroo.microbench.subjects import ProfileRequest  # noqa: PLC0415
 
     if output is not None and not output.resolve().parent.is_dir():
         raise UsageError(f"cannot write {output}: its folder does not exist; give another --output")
@@ -141,10 +141,10 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
 
 
 def _measured(request: ProfileRequest) -> Profile:
-    from specbench_kangaroo.profiling.bandwidth import weight_bytes_per_token  # noqa: PLC0415
-    from specbench_kangaroo.profiling.figures import summarise_profile  # noqa: PLC0415
-    from specbench_kangaroo.profiling.profile import measure  # noqa: PLC0415
-    from specbench_kangaroo.profiling.subjects import about, open_subjects  # noqa: PLC0415
+    from specbench_kangaroo.microbench.bandwidth import weight_bytes_per_token  # noqa: PLC0415
+    from specbench_kangaroo.microbench.figures import summarise_profile  # noqa: PLC0415
+    from specbench_kangaroo.microbench.profile import measure  # noqa: PLC0415
+    from specbench_kangaroo.microbench.subjects import about, open_subjects  # noqa: PLC0415
 
     subjects = open_subjects(request)
     with _progress() as on_progress:
@@ -163,8 +163,8 @@ def _measured(request: ProfileRequest) -> Profile:
 
 
 def _show(found: Profile, format_: ProfileFormat, output: Path | None) -> None:
-    from specbench_kangaroo.profiling.document import to_json  # noqa: PLC0415
-    from specbench_kangaroo.profiling.tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.microbench.document import to_json  # noqa: PLC0415
+    from specbench_kangaroo.microbench.tables import terminal  # noqa: PLC0415
 
     if format_ is ProfileFormat.JSON:
         text = json.dumps(to_json(found), indent=2) + "\n"

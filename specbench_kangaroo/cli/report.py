@@ -14,7 +14,7 @@ from specbench_kangaroo.cli.options import ReportFormat, Runs
 from specbench_kangaroo.cli.output import plain_text, write_file
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.stats import Summary
+    from specbench_kangaroo.stats.summary import Summary
 
 _FILE_WIDTH = 100  # of terminal tables in a file, which has no width of its own
 
@@ -60,22 +60,22 @@ def show(*summaries: Summary, details: bool = False, published: bool = False) ->
     """Print tables that take the terminal's width and colours."""
     from rich.console import Console  # noqa: PLC0415
 
-    from specbench_kangaroo.reports.tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415
 
     Console(highlight=False).print(terminal(*summaries, details=details, published=published))
 
 
 def as_json(*summaries: Summary) -> str:
     """The document of one run, or a list of them."""
-    from specbench_kangaroo.stats import to_json  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import to_json  # noqa: PLC0415
 
     documents = [to_json(summary) for summary in summaries]
     return json.dumps(documents if len(documents) > 1 else documents[0], indent=2) + "\n"
 
 
 def _summaries(folders: Sequence[Path]) -> list[Summary]:
-    from specbench_kangaroo.stats import summarise  # noqa: PLC0415
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import summarise  # noqa: PLC0415
 
     return [summarise(read_run(folder)) for folder in folders]  # no run is kept: it may be large
 
@@ -90,26 +90,26 @@ def _as_text(
     if format_ is ReportFormat.JSON:
         return as_json(*summaries)
     if format_ is ReportFormat.CSV:
-        from specbench_kangaroo.reports.csv_tables import csv_text  # noqa: PLC0415
+        from specbench_kangaroo.report.csv_tables import csv_text  # noqa: PLC0415
 
         return csv_text(*summaries)
     if format_ is ReportFormat.MARKDOWN:
-        from specbench_kangaroo.reports.markdown_tables import markdown  # noqa: PLC0415
+        from specbench_kangaroo.report.markdown_tables import markdown  # noqa: PLC0415
 
         return markdown(*summaries)
     if format_ is ReportFormat.LATEX:
-        from specbench_kangaroo.reports.latex_tables import latex  # noqa: PLC0415
+        from specbench_kangaroo.report.latex_tables import latex  # noqa: PLC0415
 
         return latex(*summaries, published=published)
-    from specbench_kangaroo.reports.tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415
 
     drawing = terminal(*summaries, details=details, published=published)
     return plain_text(drawing, width=_FILE_WIDTH)
 
 
 def _page(folders: Sequence[Path]) -> str:
-    from specbench_kangaroo.reports.html_report import illustrated, page  # noqa: PLC0415
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.report.html_report import illustrated, page  # noqa: PLC0415
 
     numbered = enumerate(folders, 1)
     return page(*(illustrated(read_run(path), anchor=f"run-{i}") for i, path in numbered))

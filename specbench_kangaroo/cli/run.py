@@ -17,10 +17,10 @@ from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.cli.output import say
 from specbench_kangaroo.cli.run_progress import run_progress
-from specbench_kangaroo.errors import ResumableError, UsageError
-from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
-from specbench_kangaroo.records import BASELINE, DEFAULT_TEMPLATE
-from specbench_kangaroo.request import (
+from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
+from specbench_kangaroo.record.errors import ResumableError, UsageError
+from specbench_kangaroo.record.schema import BASELINE, DEFAULT_TEMPLATE
+from specbench_kangaroo.run.config import (
     ModelChoice,
     QuestionChoice,
     Request,
@@ -28,10 +28,10 @@ from specbench_kangaroo.request import (
 )
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.interruption import Interruption
-    from specbench_kangaroo.records import Manifest
-    from specbench_kangaroo.runner import Runner
-    from specbench_kangaroo.schedule import Round
+    from specbench_kangaroo.record.schema import Manifest
+    from specbench_kangaroo.run.runner import Runner
+    from specbench_kangaroo.run.schedule import Round
+    from specbench_kangaroo.run.signals import Interruption
 
 RESULTS = Path("results")
 INTERRUPTED = 130
@@ -116,8 +116,8 @@ def benchmark(
         ray_address: of the cluster whose workers answer; None for this process, or for workers on
             this machine if the request has several.
     """
-    from specbench_kangaroo.interruption import interruptible  # noqa: PLC0415
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.run.signals import interruptible  # noqa: PLC0415
 
     if resume and output is None:
         raise UsageError("--resume needs --output DIR, the folder of the run to continue")
@@ -139,12 +139,12 @@ def benchmark(
 @contextmanager
 def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
     if request.settings.workers == 1 and ray_address is None:
-        from specbench_kangaroo.bench import open_bench  # noqa: PLC0415
-        from specbench_kangaroo.runner import OneProcess  # noqa: PLC0415
+        from specbench_kangaroo.run.runner import OneProcess  # noqa: PLC0415
+        from specbench_kangaroo.run.setup import open_bench  # noqa: PLC0415
 
         yield OneProcess(open_bench(request))
     else:
-        from specbench_kangaroo.workers.session import opened  # noqa: PLC0415
+        from specbench_kangaroo.run.workers.session import opened  # noqa: PLC0415
 
         with opened(request, ray_address, say=say) as workers:
             yield workers
@@ -153,8 +153,8 @@ def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
 def _execute(
     runner: Runner, folder: Path, command: str, *, resume: bool, interruption: Interruption
 ) -> None:
-    from specbench_kangaroo.ledger import refuse_strangers  # noqa: PLC0415
-    from specbench_kangaroo.store import RunWriter  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import RunWriter  # noqa: PLC0415
+    from specbench_kangaroo.run.ledger import refuse_strangers  # noqa: PLC0415
 
     record = runner.manifest(name=folder.resolve().name, command=command)
     writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
@@ -166,7 +166,7 @@ def _execute(
 
 
 def _tell_how_to_go_on(folder: Path, command: str, what_happened: str) -> None:
-    from specbench_kangaroo.store import GENERATIONS  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import GENERATIONS  # noqa: PLC0415
 
     generations = folder / GENERATIONS
     if not generations.is_file():
@@ -188,7 +188,7 @@ def _new_folder(methods: Sequence[str]) -> Path:
 
 
 def _announcement(record: Manifest, rounds: Sequence[Round]) -> str:
-    from specbench_kangaroo.reports.sheets import counted  # noqa: PLC0415
+    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
 
     settings, workers = record.settings, record.settings["workers"]
     threads = f" with {counted(settings['threads'], 'thread')}"

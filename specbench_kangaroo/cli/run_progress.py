@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.records import Generation
+    from specbench_kangaroo.record.schema import Generation
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from typer.core import TyperGroup
 from specbench_kangaroo.cli.completion import trainable_methods
 from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision, Template
 from specbench_kangaroo.cli.training_progress import progress_bar
-from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL
-from specbench_kangaroo.loading.folders import stderr_console
-from specbench_kangaroo.loading.templates import template_named
-from specbench_kangaroo.records import DEFAULT_TEMPLATE
+from specbench_kangaroo.machine.cache_folder import stderr_console
+from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
+from specbench_kangaroo.models.templates import template_named
+from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
 
 _ANY_METHOD = "method"
 
@@ -91,7 +91,7 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     The text says with which --template it was asked for, so that training reads it in the same way.
     """
     template_named(template)  # before anything is loaded
-    from specbench_kangaroo.loading.models import load_model  # noqa: PLC0415
+    from specbench_kangaroo.models.load import load_model  # noqa: PLC0415
     from specbench_kangaroo.training import distil as distilling  # noqa: PLC0415 (imports torch)
 
     settings = distilling.DistilSettings(**_by_name(context, distilling.DistilSettings))
@@ -150,7 +150,7 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     resume: Resume = False,
 ) -> None:
     """Fit this method's draft head to a target's own answers; the best weights are kept."""
-    from specbench_kangaroo.loading.models import load_model  # noqa: PLC0415
+    from specbench_kangaroo.models.load import load_model  # noqa: PLC0415
     from specbench_kangaroo.training import fit  # noqa: PLC0415 (imports torch)
     from specbench_kangaroo.training.state import TrainSettings  # noqa: PLC0415
 

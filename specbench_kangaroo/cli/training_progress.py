@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from specbench_kangaroo.loading.folders import stderr_console
+from specbench_kangaroo.machine.cache_folder import stderr_console
 
 if TYPE_CHECKING:
     from specbench_kangaroo.training.fit import FitHooks

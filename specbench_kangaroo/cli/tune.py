@@ -15,13 +15,13 @@ import typer
 from specbench_kangaroo.cli.completion import methods, run_folders
 from specbench_kangaroo.cli.output import plain_text, say, write_file, writing
 from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.bootstrap import Estimate
-    from specbench_kangaroo.request import Request
-    from specbench_kangaroo.store import Run
+    from specbench_kangaroo.record.writer import Run
+    from specbench_kangaroo.run.config import Request
+    from specbench_kangaroo.stats.bootstrap import Estimate
     from specbench_kangaroo.tuning.tuning import Tuning
 
 FIGURE = "tune"
@@ -77,7 +77,7 @@ def tune(
     The run must have drafted greedily, without branches and with threshold 0, so that it holds the
     draft's confidence in every token.
     """
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
     from specbench_kangaroo.tuning import tuning  # noqa: PLC0415
 
     logged = read_run(run)
@@ -102,7 +102,7 @@ def tune(
 
 
 def _draw(found: Tuning, folder: Path) -> None:
-    from specbench_kangaroo.figures.style import save  # noqa: PLC0415
+    from specbench_kangaroo.report.figures.style import save  # noqa: PLC0415
     from specbench_kangaroo.tuning.figure import speedup_surface  # noqa: PLC0415
 
     with writing(folder):
@@ -140,8 +140,8 @@ def _document(found: Tuning, request: Request, measured: Estimate | None) -> str
 
 
 def _outcome(found: Tuning, measured: Estimate | None) -> str:
-    from specbench_kangaroo.reports.sheets import interval_text  # noqa: PLC0415
-    from specbench_kangaroo.stats import OVERALL  # noqa: PLC0415
+    from specbench_kangaroo.report.sheets import interval_text  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import OVERALL  # noqa: PLC0415
 
     if measured is None:
         return ""
@@ -155,8 +155,8 @@ def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Estimate
     Raises:
         UsageError: the questions, model or draft weights are no longer those of the logged run.
     """
-    from specbench_kangaroo.stats import OVERALL, summarise  # noqa: PLC0415
-    from specbench_kangaroo.store import read_run  # noqa: PLC0415
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import OVERALL, summarise  # noqa: PLC0415
 
     folder = _tuned_folder(logged.folder)
     resume = _is_begun(folder, found)
@@ -181,7 +181,7 @@ def _tuned_folder(folder: Path) -> Path:
 
 def _is_begun(folder: Path, found: Tuning) -> bool:
     """Whether the folder holds a run of the best setting already, which only needs finishing."""
-    from specbench_kangaroo.run_json import MANIFEST, read_manifest  # noqa: PLC0415
+    from specbench_kangaroo.record.manifest import MANIFEST, read_manifest  # noqa: PLC0415
 
     if not (folder / MANIFEST).is_file():
         return False
@@ -195,7 +195,7 @@ def _is_begun(folder: Path, found: Tuning) -> bool:
 
 
 def _check_questions(logged: Run, request: Request) -> None:
-    from specbench_kangaroo.questions import load_questions  # noqa: PLC0415
+    from specbench_kangaroo.run.questions import load_questions  # noqa: PLC0415
 
     source = request.questions.source
     if load_questions(source).sha256 != logged.manifest.hashes.get("questions"):

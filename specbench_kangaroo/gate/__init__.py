@@ -1,1 +1,4 @@
-"""The regression gate: one run compared with another.  Nothing here imports torch."""
+"""The regression gate: may two runs be compared, and does the second one fail.
+
+Imports ``report``, ``stats`` and ``record``, and no torch.
+"""

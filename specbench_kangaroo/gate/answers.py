@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Floats
 from specbench_kangaroo.gate.gates import Bound, Gate, Tolerances, decided
 from specbench_kangaroo.gate.pairs import MISSING, Matched, restricted
-from specbench_kangaroo.metrics import METRICS, acceptance_at
-from specbench_kangaroo.records import Lossless, Status
-from specbench_kangaroo.sampling_check import check_sampling
-from specbench_kangaroo.store import Run
-from specbench_kangaroo.totals import KEY
+from specbench_kangaroo.record.schema import Lossless, Status
+from specbench_kangaroo.record.writer import Run
+from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.metrics import METRICS, acceptance_at
+from specbench_kangaroo.stats.sampling_check import check_sampling
+from specbench_kangaroo.stats.totals import KEY
 
 
 def deterministic_gates(matched: Matched, tolerances: Tolerances) -> Iterator[Gate]:

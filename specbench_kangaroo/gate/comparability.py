@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from specbench_kangaroo.errors import UsageError, look_up
 from specbench_kangaroo.gate.pairs import asked
-from specbench_kangaroo.records import COMPLETE, Manifest
-from specbench_kangaroo.run_json import SETTINGS_BEFORE
-from specbench_kangaroo.store import Run
+from specbench_kangaroo.record.errors import UsageError, look_up
+from specbench_kangaroo.record.manifest import SETTINGS_BEFORE
+from specbench_kangaroo.record.schema import COMPLETE, Manifest
+from specbench_kangaroo.record.writer import Run
 
 SESSION = "session"
 _SETTINGS = ("dtype", "template", "seed", "max_new_tokens", "temperature", "top_p")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from specbench_kangaroo.bootstrap import Estimate
+from specbench_kangaroo.stats.bootstrap import Estimate
 
 # A loss that is the tolerance itself holds, whichever way its last bit was rounded.
 _ROUNDING = 1e-9

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from specbench_kangaroo.records import COMPLETE, Status
-from specbench_kangaroo.store import Run
-from specbench_kangaroo.totals import KEY, PROMPT, paired, per_generation, per_question
+from specbench_kangaroo.record.schema import COMPLETE, Status
+from specbench_kangaroo.record.writer import Run
+from specbench_kangaroo.stats.totals import KEY, PROMPT, paired, per_generation, per_question
 
 MISSING = "missing"  # the status of an answer that the candidate does not have
 

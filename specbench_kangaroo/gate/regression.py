@@ -10,7 +10,7 @@ from specbench_kangaroo.gate.comparability import check
 from specbench_kangaroo.gate.gates import Gate, Tolerances
 from specbench_kangaroo.gate.pairs import Matched, match
 from specbench_kangaroo.gate.timing import timing_gates
-from specbench_kangaroo.store import Run
+from specbench_kangaroo.record.writer import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

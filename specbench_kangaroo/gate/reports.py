@@ -19,7 +19,7 @@ from rich.text import Text
 
 from specbench_kangaroo.gate.gates import Gate
 from specbench_kangaroo.gate.regression import Comparison
-from specbench_kangaroo.reports.sheets import ABSENT, counted
+from specbench_kangaroo.report.sheets import ABSENT, counted
 
 _HEADINGS = ("method", "gate", "baseline", "candidate", "limit", "verdict")
 _NUMBERS = ("baseline", "candidate", "limit")

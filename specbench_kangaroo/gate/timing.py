@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Floats, Ratio, estimates
-from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.gate.gates import Bound, Gate
 from specbench_kangaroo.gate.pairs import Matched
-from specbench_kangaroo.metrics import METRICS
-from specbench_kangaroo.reports.sheets import interval_text
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.report.sheets import interval_text
+from specbench_kangaroo.stats.bootstrap import Floats, Ratio, estimates
+from specbench_kangaroo.stats.metrics import METRICS
 
 _LEAST_QUESTIONS = 2  # one gives no interval
 

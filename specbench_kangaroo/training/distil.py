@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.jsonl import as_line, drop_torn_line, read_lines
-from specbench_kangaroo.loading.models import LoadedModel
-from specbench_kangaroo.records import DEFAULT_TEMPLATE
+from specbench_kangaroo.models.load import LoadedModel
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.jsonl import as_line, drop_torn_line, read_lines
+from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
 from specbench_kangaroo.training.texts import TEMPLATE, Prompt, read_prompts
 
 _BATCHES_SORTED_TOGETHER = 16  # batches of like length, yet a file cut short is a fair sample

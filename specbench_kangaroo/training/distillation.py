@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.packed import Linear
+from specbench_kangaroo.engine.linear import Linear
 from specbench_kangaroo.training.teacher import Batch
 
 _CHUNK = 256  # positions: a chunk's logits stay in the last-level cache

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo import __version__
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.families import home
-from specbench_kangaroo.lm_head import matrix_of
-from specbench_kangaroo.loading.folders import sha256_of
-from specbench_kangaroo.loading.models import LoadedModel
+from specbench_kangaroo.engine.families import home
+from specbench_kangaroo.engine.lm_head import matrix_of
+from specbench_kangaroo.machine.cache_folder import sha256_of
+from specbench_kangaroo.models.load import LoadedModel
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import Document, FeatureStore, collect
 from specbench_kangaroo.training.state import TrainSettings, TrainState, Validation
 from specbench_kangaroo.training.teacher import frequent_tokens

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 
 OPTIMISERS = ("muon", "adamw")
 

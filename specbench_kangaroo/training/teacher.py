@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specbench_kangaroo.lm_head import capped
+from specbench_kangaroo.engine.lm_head import capped
 from specbench_kangaroo.training.features import FINAL, FeatureStore
 
 _Rows = NDArray[np.int64]  # indices into a store's N rows

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.templates import chat_prompt
-from specbench_kangaroo.records import DEFAULT_TEMPLATE
+from specbench_kangaroo.models.templates import chat_prompt
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
 from specbench_kangaroo.training.features import Document
 
 TEMPLATE = "template"  # of a distilled record; one without it was asked with the tokenizer's own

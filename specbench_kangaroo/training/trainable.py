@@ -1,7 +1,7 @@
 """Methods whose draft head can be trained: what they offer to ``specbench train``.
 
 A method that can be trained has a class method ``trainee(model, *, exit_layer)`` beside what
-:class:`specbench_kangaroo.method.Method` asks for; nothing else tells it from the others.
+:class:`specbench_kangaroo.engine.method.Method` asks for; nothing else tells it from the others.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from specbench_kangaroo.errors import UsageError, look_up
-from specbench_kangaroo.registry import method_class, method_names
+from specbench_kangaroo.record.errors import UsageError, look_up
+from specbench_kangaroo.run.registry import method_class, method_names
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from specbench_kangaroo.bootstrap import Floats
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.totals import PROMPT
+from specbench_kangaroo.record.schema import ExitReason
+from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.totals import PROMPT
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

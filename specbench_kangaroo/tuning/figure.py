@@ -12,9 +12,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from specbench_kangaroo.bootstrap import Floats
-from specbench_kangaroo.figures.style import page
-from specbench_kangaroo.stats import OVERALL
+from specbench_kangaroo.report.figures.style import page
+from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.summary import OVERALL
 from specbench_kangaroo.tuning.surfaces import TaskTuning
 from specbench_kangaroo.tuning.tuning import Tuning
 

@@ -8,15 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from specbench_kangaroo.loading.catalogue import MODELS
-from specbench_kangaroo.questions import SOURCES
-from specbench_kangaroo.records import Manifest
-from specbench_kangaroo.request import (
+from specbench_kangaroo.models.catalogue import MODELS
+from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, Manifest
+from specbench_kangaroo.run.config import (
     ModelChoice,
     QuestionChoice,
     Request,
     Settings,
 )
+from specbench_kangaroo.run.questions import SOURCES
 
 _DEFAULT = Settings()
 

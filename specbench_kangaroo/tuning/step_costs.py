@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Floats
-from specbench_kangaroo.totals import PROMPT
+from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.totals import PROMPT
 from specbench_kangaroo.tuning.draft_log import Ints
 
 # Fewer steps of a length give no point of their own: one slow step would be taken for a bend.

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.bootstrap import Estimate, Floats, estimates
-from specbench_kangaroo.metrics import METRICS
-from specbench_kangaroo.stats import OVERALL, TASK_ORDER
+from specbench_kangaroo.stats.bootstrap import Estimate, Floats, estimates
+from specbench_kangaroo.stats.metrics import METRICS
+from specbench_kangaroo.stats.summary import OVERALL, TASK_ORDER
 from specbench_kangaroo.tuning.draft_log import Bools, DraftLog
 from specbench_kangaroo.tuning.replay import Walk, walks
 from specbench_kangaroo.tuning.step_costs import StepCosts

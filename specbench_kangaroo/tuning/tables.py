@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from specbench_kangaroo.bootstrap import INTERVAL_NAME
-from specbench_kangaroo.reports.sheets import interval_text
-from specbench_kangaroo.stats import OVERALL
+from specbench_kangaroo.report.sheets import interval_text
+from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME
+from specbench_kangaroo.stats.summary import OVERALL
 from specbench_kangaroo.tuning.tuning import Tuning
 
 _COLUMNS = 9  # thresholds that 80 columns hold

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.records import THRESHOLD
-from specbench_kangaroo.store import Run
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import THRESHOLD
+from specbench_kangaroo.record.writer import Run
 
 STEPS = "steps"
 _WIDTH = "tree_width"  # of methods that can draft with branches too

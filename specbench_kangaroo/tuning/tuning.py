@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.records import THRESHOLD
-from specbench_kangaroo.stats import OVERALL
-from specbench_kangaroo.store import Run
-from specbench_kangaroo.totals import PROMPT, paired, per_generation
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import THRESHOLD
+from specbench_kangaroo.record.writer import Run
+from specbench_kangaroo.stats.summary import OVERALL
+from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation
 from specbench_kangaroo.tuning.draft_log import draft_log
 from specbench_kangaroo.tuning.step_costs import step_costs
 from specbench_kangaroo.tuning.surfaces import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.run_json import MANIFEST, read_manifest
+from specbench_kangaroo.record.manifest import MANIFEST, read_manifest
 from tests.command import call
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "regression"

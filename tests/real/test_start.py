@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.loading.catalogue import DEFAULT_MODEL, MODELS, fetch_registered
+from specbench_kangaroo.models.catalogue import DEFAULT_MODEL, MODELS, fetch_registered
 
 pytestmark = pytest.mark.real
 
@@ -21,7 +21,7 @@ ATTEMPTS = 2
 NOT_YET = {"matplotlib", "scipy.stats"}  # a second to import, and of no use before the report
 NOTE_THE_FIRST = """
 import json, sys, time
-from specbench_kangaroo import store
+from specbench_kangaroo.record import writer as store
 from specbench_kangaroo.cli.main import main
 
 append = store.RunWriter.append

@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specbench_kangaroo import method
-from specbench_kangaroo.bench import Bench, sampling_of
-from specbench_kangaroo.loading.models import LoadedModel
-from specbench_kangaroo.method import Draft, Method, Session, Verified
-from specbench_kangaroo.questions import Question, QuestionSet
-from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
-from specbench_kangaroo.target import Target, TargetOutput
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine import method
+from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.models.load import LoadedModel
+from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request, Settings
+from specbench_kangaroo.run.questions import Question, QuestionSet
+from specbench_kangaroo.run.setup import Bench, sampling_of
 from specbench_methods.vanilla import Vanilla
 
 from .models import CONTEXT, VOCABULARY, target

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.decode import Decoded
-from specbench_kangaroo.method import Draft
-from specbench_kangaroo.sampling import Sampling
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine.decode import Decoded
+from specbench_kangaroo.engine.method import Draft
+from specbench_kangaroo.engine.sampling import Sampling
+from specbench_kangaroo.engine.target import Target
 
 DraftLogits = Callable[[list[int], list[int]], Tensor]
 """(committed tokens, [root, *drafted]) -> (V,) the draft's logits after them."""

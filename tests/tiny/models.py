@@ -25,7 +25,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine.target import Target
 
 VOCABULARY = 24  # small, so that a random draft is right now and then
 CONTEXT = 64

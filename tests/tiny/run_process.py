@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from transformers import LlamaConfig
 
-from specbench_kangaroo.store import read_run
+from specbench_kangaroo.record.writer import read_run
 from specbench_methods.parts.kangaroo_adapter import write_untrained
 
 from .bench import SAVED, WORDS, save_model, save_questions

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.accept import (
+from specbench_kangaroo.engine.accept import (
     Acceptance,
     Typical,
     accept_greedy,
     accept_sampling,
     accept_typical,
 )
-from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
+from specbench_kangaroo.engine.tree import TokenTree
 
 V = 5
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from specbench_kangaroo.cache import CacheShape, KVCache, StaticSlots, Storage
+from specbench_kangaroo.engine.cache import CacheShape, KVCache, StaticSlots, Storage
 
 SHAPE = CacheShape(2, 3, torch.float32, torch.device("cpu"))
 WIDER = CacheShape(2, 4, torch.float32, torch.device("cpu"))

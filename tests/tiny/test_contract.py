@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, accept, decode, verify
-from specbench_kangaroo.method import Draft, Method, Session, Verified
-from specbench_kangaroo.registry import method_class, method_names
-from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, accept, decode, verify
+from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.run.registry import method_class, method_names
 
 from .models import CONTEXT, FAMILIES, VOCABULARY, target
 

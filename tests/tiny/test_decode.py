@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specbench_kangaroo.clock import ClockError, FakeClock, WallClock, in_order
-from specbench_kangaroo.decode import Decoded, Limits, PromptTooLongError, decode
-from specbench_kangaroo.method import Draft, MethodOptions, PlainMethod, Session, Verified
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.registry import method_class
-from specbench_kangaroo.target import TargetOutput
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine.clock import ClockError, FakeClock, WallClock, in_order
+from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
+from specbench_kangaroo.engine.method import Draft, MethodOptions, PlainMethod, Session, Verified
+from specbench_kangaroo.engine.target import TargetOutput
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.schema import ExitReason
+from specbench_kangaroo.run.registry import method_class
 
 from .models import CONTEXT, VOCABULARY, target
 

@@ -12,18 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from specbench_kangaroo import clock, generation, runner, telemetry
-from specbench_kangaroo.bench import manifest
-from specbench_kangaroo.clock import CudaClock, clock_for
-from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.graphs import CudaCapturer
-from specbench_kangaroo.loading.shapes import random_model, shape_named
-from specbench_kangaroo.method import MethodOptions
-from specbench_kangaroo.records import AFTER, BEFORE
-from specbench_kangaroo.run_reader import read_device_log
-from specbench_kangaroo.runner import execute
-from specbench_kangaroo.store import RunWriter, read_run
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine import clock
+from specbench_kangaroo.engine.clock import CudaClock, clock_for
+from specbench_kangaroo.engine.cuda_graphs import CudaCapturer
+from specbench_kangaroo.engine.decode import Limits, decode
+from specbench_kangaroo.engine.method import MethodOptions
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.machine import nvml as telemetry
+from specbench_kangaroo.models.shapes import random_model, shape_named
+from specbench_kangaroo.record.reader import read_device_log
+from specbench_kangaroo.record.schema import AFTER, BEFORE
+from specbench_kangaroo.record.writer import RunWriter, read_run
+from specbench_kangaroo.run import generation, runner
+from specbench_kangaroo.run.runner import execute
+from specbench_kangaroo.run.setup import manifest
 from specbench_methods.vanilla import Vanilla
 from tests.unit.nvml import UUID, fake_nvml
 

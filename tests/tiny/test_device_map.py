@@ -14,14 +14,14 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from transformers import AutoModelForCausalLM
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.layers import LeanLayer, ModuleLayer, Rows
-from specbench_kangaroo.loading.models import load_model
-from specbench_kangaroo.registry import method_class, method_names
-from specbench_kangaroo.rope import Angles
-from specbench_kangaroo.target import Target
-from specbench_kangaroo.tree import chain_parents
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Limits, decode
+from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer, Rows
+from specbench_kangaroo.engine.rope import Angles
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.tree import chain_parents
+from specbench_kangaroo.models.load import load_model
+from specbench_kangaroo.run.registry import method_class, method_names
 
 from .bench import save_model
 from .models import FAMILIES, random_model, target

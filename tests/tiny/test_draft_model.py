@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from specbench_kangaroo.bench import open_bench
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.models import load_model
-from specbench_kangaroo.method import Session, Verified
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request
-from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode
+from specbench_kangaroo.engine.method import Session, Verified
+from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.models.load import load_model
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
+from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
+from specbench_kangaroo.run.setup import open_bench
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
 from specbench_methods.parts.example_models import write_draft_model, write_tokenizer
 

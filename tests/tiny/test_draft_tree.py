@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.parts.draft_tree import (
     Ranks,
     TreeShape,

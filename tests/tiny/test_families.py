@@ -10,12 +10,12 @@ import torch
 import transformers
 from transformers import DynamicCache
 
-from specbench_kangaroo import layers
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.families import SUPPORTED
-from specbench_kangaroo.layers import LeanLayer, ModuleLayer
-from specbench_kangaroo.rope import Rope
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine import layers
+from specbench_kangaroo.engine.families import SUPPORTED
+from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
+from specbench_kangaroo.engine.rope import Rope
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import FINAL, Document, collect
 from specbench_kangaroo.training.teacher import Teacher
 from specbench_kangaroo.training.trainable import trainable

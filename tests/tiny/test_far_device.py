@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.graphs import Capturer, Uncaptured
-from specbench_kangaroo.loading.models import LoadedModel, load_model
-from specbench_kangaroo.method import Method
-from specbench_kangaroo.registry import method_class, method_names
-from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.cuda_graphs import Capturer, Uncaptured
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode
+from specbench_kangaroo.engine.method import Method
+from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.models.load import LoadedModel, load_model
+from specbench_kangaroo.run.registry import method_class, method_names
 from specbench_kangaroo.training.fit import FitPlan, fit
 from specbench_kangaroo.training.trainable import trainable_names
 from specbench_methods import draft_model

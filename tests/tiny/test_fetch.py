@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading import catalogue, fetch, folders
-from specbench_kangaroo.loading.fetch import WheelFile
+from specbench_kangaroo.models.fetch import WheelFile
+from specbench_kangaroo.record.errors import UsageError
 
 PAYLOAD = b"weights" * 1000
 SOURCE = WheelFile(
@@ -38,7 +38,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from specbench_kangaroo.loading import catalogue, fetch
-from specbench_kangaroo.loading.fetch import WheelFile
+from specbench_kangaroo.models.fetch import WheelFile
 
 def unpack(gguf, folder):
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from specbench_kangaroo.clock import clock_for
-from specbench_kangaroo.decode import Limits, decode, verify
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.generation import generate as answer
-from specbench_kangaroo.graphs import Capturer, CudaCapturer, Graphs, Uncaptured
-from specbench_kangaroo.method import Draft, Method, MethodOptions
-from specbench_kangaroo.records import Status
-from specbench_kangaroo.registry import method_class, method_names
-from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.schedule import Round
-from specbench_kangaroo.segments import ROWS, Replay, length_bucket, rows_bucket
-from specbench_kangaroo.target import Target
-from specbench_kangaroo.tree import TokenTree, chain_parents
+from specbench_kangaroo.engine.clock import clock_for
+from specbench_kangaroo.engine.cuda_graphs import Capturer, CudaCapturer, Graphs, Uncaptured
+from specbench_kangaroo.engine.decode import Limits, decode, verify
+from specbench_kangaroo.engine.method import Draft, Method, MethodOptions
+from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
+from specbench_kangaroo.engine.segments import ROWS, Replay, length_bucket, rows_bucket
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.tree import TokenTree, chain_parents
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import Status
+from specbench_kangaroo.run.generation import generate as answer
+from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.schedule import Round
 from specbench_methods.vanilla import Vanilla
 
 from .bench import QUESTIONS, make_bench

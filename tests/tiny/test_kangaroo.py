@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.method import Session, Verified
-from specbench_kangaroo.target import TargetOutput
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Limits, decode
+from specbench_kangaroo.engine.method import Session, Verified
+from specbench_kangaroo.engine.target import TargetOutput
 from specbench_methods.kangaroo import Kangaroo
 
 from .models import FAMILIES, target

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.layers import is_llama_shaped
-from specbench_kangaroo.rope import PlainRotary
+from specbench_kangaroo.engine.layers import is_llama_shaped
+from specbench_kangaroo.engine.rope import PlainRotary
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.parts.kangaroo_adapter import (
     KIND,
     Adapter,

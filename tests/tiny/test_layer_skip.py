@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Session
-from specbench_kangaroo.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.target import Target
-from specbench_kangaroo.tree import chain_parents
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode
+from specbench_kangaroo.engine.method import Session
+from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.tree import chain_parents
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.layer_skip import LayerSkip, LayerSkipOptions
 
 from .chains import assert_drawn_as_told, assert_same_steps, expected_steps

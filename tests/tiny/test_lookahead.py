@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode, verify
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, Method, Session, Verified
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.target import TargetOutput
-from specbench_kangaroo.tree import attention_mask
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode, verify
+from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.target import TargetOutput
+from specbench_kangaroo.engine.tree import attention_mask
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.lookahead import Lookahead, LookaheadOptions
 from specbench_methods.parts.lookahead_window import JacobiWindow, NgramPool
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Session
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode
+from specbench_kangaroo.engine.method import Session
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import FINAL, Document, collect
 from specbench_kangaroo.training.state import TrainSettings
 from specbench_kangaroo.training.teacher import Teacher

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from specbench_kangaroo.bench import Bench, manifest
-from specbench_kangaroo.cache import KVCache
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.errors import DeviceLostError
-from specbench_kangaroo.memory import is_device_lost, is_out_of_memory
-from specbench_kangaroo.method import Draft, Method, Session, Verified
-from specbench_kangaroo.registry import method_class, method_names
-from specbench_kangaroo.runner import execute
-from specbench_kangaroo.store import Run, RunWriter, read_run
-from specbench_kangaroo.target import TargetOutput
+from specbench_kangaroo.engine.cache import KVCache
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode
+from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.target import TargetOutput
+from specbench_kangaroo.record.errors import DeviceLostError
+from specbench_kangaroo.record.writer import Run, RunWriter, read_run
+from specbench_kangaroo.run.memory import is_device_lost, is_out_of_memory
+from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.runner import execute
+from specbench_kangaroo.run.setup import Bench, manifest
 
 from .bench import FAMILY, Stub, make_bench
 from .models import target

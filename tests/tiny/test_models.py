@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.loading import weights
-from specbench_kangaroo.loading.models import load_model
-from specbench_kangaroo.loading.templates import chat_prompt
+from specbench_kangaroo.models.load import load_model
+from specbench_kangaroo.models.templates import chat_prompt
+from specbench_kangaroo.record.errors import UsageError
 
 WORDS = ["<unk>", "<eos>", "<end>", "user", "assistant", ":", "hello", "there", "again"]
 TEMPLATE = (
@@ -235,7 +235,7 @@ def test_a_prompt_that_ends_with_an_answer_is_a_defect() -> None:
 
 
 def test_the_registry_opens_without_torch() -> None:
-    module = "specbench_kangaroo.loading.models"
+    module = "specbench_kangaroo.models.load"
     code = f"import sys, {module} as m; m.MODELS; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, (
         "`specbench list models` would wait for torch"

@@ -16,19 +16,19 @@ from typing import Any, ClassVar
 
 import pytest
 
-from specbench_kangaroo import registry
-from specbench_kangaroo.clock import FakeClock
-from specbench_kangaroo.decode import Decoded
-from specbench_kangaroo.method import Method, MethodOptions
-from specbench_kangaroo.profiling import bandwidth, contest
-from specbench_kangaroo.profiling import profile as profiling
-from specbench_kangaroo.profiling.contest import Answer
-from specbench_kangaroo.profiling.document import to_json
-from specbench_kangaroo.profiling.figures import summarise_profile
-from specbench_kangaroo.profiling.peers import HasPeer, peer_of
-from specbench_kangaroo.profiling.profile import Samples, measure
-from specbench_kangaroo.profiling.subjects import Engine, Model, Subjects, Turn
-from specbench_kangaroo.profiling.verify_cost import ROWS
+from specbench_kangaroo.engine.clock import FakeClock
+from specbench_kangaroo.engine.decode import Decoded
+from specbench_kangaroo.engine.method import Method, MethodOptions
+from specbench_kangaroo.microbench import bandwidth, contest
+from specbench_kangaroo.microbench import profile as profiling
+from specbench_kangaroo.microbench.contest import Answer
+from specbench_kangaroo.microbench.document import to_json
+from specbench_kangaroo.microbench.figures import summarise_profile
+from specbench_kangaroo.microbench.peers import HasPeer, peer_of
+from specbench_kangaroo.microbench.profile import Samples, measure
+from specbench_kangaroo.microbench.subjects import Engine, Model, Subjects, Turn
+from specbench_kangaroo.microbench.verify_cost import ROWS
+from specbench_kangaroo.run import registry
 from specbench_methods.vanilla import Vanilla
 from tests.command import call, refused
 

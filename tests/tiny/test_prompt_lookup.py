@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import PromptLookupCandidateGenerator
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, Session, Verified
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Limits, decode
+from specbench_kangaroo.engine.method import Draft, Session, Verified
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.prompt_lookup import LookupOptions, PromptLookup
 
 from .models import FAMILIES, VOCABULARY, random_model, target

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.weights import hub_id
-from specbench_kangaroo.method import Method, MethodOptions
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Limits, decode
+from specbench_kangaroo.engine.method import Method, MethodOptions
+from specbench_kangaroo.models.hub import hub_id
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.kangaroo import Kangaroo, KangarooOptions
 from specbench_methods.medusa import Medusa, MedusaOptions
 from specbench_methods.parts.kangaroo_adapter import (

@@ -12,14 +12,14 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Limits, decode
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.layers import LeanLayer, ModuleLayer
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Limits, decode
+from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
+from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.loading import quantised
-from specbench_kangaroo.loading.models import load_model
-from specbench_kangaroo.registry import method_class, method_names
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.models.load import load_model
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.run.registry import method_class, method_names
 
 from .bench import SAVED, save_model
 from .models import random_model

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from specbench_kangaroo.run_json import read_manifest
+from specbench_kangaroo.record.manifest import read_manifest
 
 from .run_process import (
     EACH,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from specbench_kangaroo import devices, registry
+from specbench_kangaroo.machine import devices
+from specbench_kangaroo.run import registry
 from specbench_methods.parts.kangaroo_adapter import write_untrained
 from tests.command import call
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.interruption import Interruption, interruptible
-from specbench_kangaroo.run_json import read_manifest
+from specbench_kangaroo.record.manifest import read_manifest
+from specbench_kangaroo.run.signals import Interruption, interruptible
 
 from .run_process import (
     EACH,

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from specbench_kangaroo import layers, packed
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.target import Target
-from specbench_kangaroo.tree import chain_parents
+from specbench_kangaroo.engine import layers
+from specbench_kangaroo.engine import linear as packed
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.tree import chain_parents
+from specbench_kangaroo.record.errors import UsageError
 
 from .models import FAMILIES, VOCABULARY, random_model, target
 
@@ -43,7 +44,7 @@ def test_a_lean_layer_does_what_the_module_does(
 ) -> None:
     lean = target(family)
     assert isinstance(lean._layers[0], layers.LeanLayer)
-    monkeypatch.setattr("specbench_kangaroo.target.is_llama_shaped", lambda _: False)
+    monkeypatch.setattr("specbench_kangaroo.engine.target.is_llama_shaped", lambda _: False)
     plain = Target(random_model(family))
     assert isinstance(plain._layers[0], layers.ModuleLayer)
     with torch.inference_mode():

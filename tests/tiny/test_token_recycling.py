@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.method import Draft, Session, Verified
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.target import Target, TargetOutput
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode
+from specbench_kangaroo.engine.method import Draft, Session, Verified
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.parts.draft_tree import TreeShape
 from specbench_methods.token_recycling import TokenRecycling, TokenRecyclingOptions
 

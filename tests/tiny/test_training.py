@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.distillation import (
     FrozenHead,
     distillation_loss,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specbench_kangaroo.tree import TokenTree, attention_mask, chain_parents, depths
+from specbench_kangaroo.engine.tree import TokenTree, attention_mask, chain_parents, depths
 
 
 @st.composite

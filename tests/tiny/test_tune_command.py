@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
-from specbench_kangaroo.clock import WallClock
-from specbench_kangaroo.decode import Decoded, Limits, decode
-from specbench_kangaroo.method import Method
-from specbench_kangaroo.store import read_run
+from specbench_kangaroo.engine.clock import WallClock
+from specbench_kangaroo.engine.decode import Decoded, Limits, decode
+from specbench_kangaroo.engine.method import Method
+from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.tuning.draft_log import DraftLog, draft_log
 from specbench_kangaroo.tuning.replay import walks
 from specbench_methods.kangaroo import Kangaroo

@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo.bench import Bench, Plan, manifest, plan_of
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.interruption import Interruption
-from specbench_kangaroo.records import Generation, Manifest
-from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request
-from specbench_kangaroo.runner import execute
-from specbench_kangaroo.store import Run, RunWriter, read_run
-from specbench_kangaroo.workers import cluster
-from specbench_kangaroo.workers.agreement import devices_differ, merged
-from specbench_kangaroo.workers.cluster import cores_each, share_of
-from specbench_kangaroo.workers.session import Workers, load_all
-from specbench_kangaroo.workers.units import Died, Event, Ready, Refused, Unit
-from specbench_kangaroo.workers.worker import Worker
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import Generation, Manifest
+from specbench_kangaroo.record.writer import Run, RunWriter, read_run
+from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
+from specbench_kangaroo.run.runner import execute
+from specbench_kangaroo.run.setup import Bench, Plan, manifest, plan_of
+from specbench_kangaroo.run.signals import Interruption
+from specbench_kangaroo.run.workers import cluster
+from specbench_kangaroo.run.workers.agreement import devices_differ, merged
+from specbench_kangaroo.run.workers.cluster import cores_each, share_of
+from specbench_kangaroo.run.workers.session import Workers, load_all
+from specbench_kangaroo.run.workers.units import Died, Event, Ready, Refused, Unit
+from specbench_kangaroo.run.workers.worker import Worker
 
 from .bench import Stub, make_bench, save_model, save_questions
 from .test_runner import answers, deterministic, stub

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from specbench_kangaroo.records import ExitReason, MethodRecord, StepRecord
-from specbench_kangaroo.store import RunWriter
+from specbench_kangaroo.record.schema import ExitReason, MethodRecord, StepRecord
+from specbench_kangaroo.record.writer import RunWriter
 from tests.unit.runs import TTFT_MS, make_generation, make_manifest, make_step
 
 ALLOWED = 40  # new tokens at most

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo import whole_writes
+from specbench_kangaroo.record import files as whole_writes
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from specbench_kangaroo.records import Generation, Lossless, Status
-from specbench_kangaroo.store import Run, RunWriter, read_run
+from specbench_kangaroo.record.schema import Generation, Lossless, Status
+from specbench_kangaroo.record.writer import Run, RunWriter, read_run
 from tests.unit.runs import ACCEPTED, TASKS, make_generation, make_judgement, make_manifest
 from tests.unit.runs import make_steps as steps_of
 

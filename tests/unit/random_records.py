@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from specbench_kangaroo.records import (
+from specbench_kangaroo.record.schema import (
     ExitReason,
     Generation,
     GenerationKey,

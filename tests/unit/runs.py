@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specbench_kangaroo.records import (
+from specbench_kangaroo.record.schema import (
     ExitReason,
     Generation,
     GenerationKey,
@@ -24,7 +24,7 @@ from specbench_kangaroo.records import (
     Status,
     StepRecord,
 )
-from specbench_kangaroo.store import RunWriter
+from specbench_kangaroo.record.writer import RunWriter
 
 TTFT_MS = 20.0
 TASKS = ("mt_bench", "qa")

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from specbench_kangaroo import bootstrap
-from specbench_kangaroo.bootstrap import Ratio
-from specbench_kangaroo.figures.clustered import ratios, shares, sums
+from specbench_kangaroo.report.figures.clustered import ratios, shares, sums
+from specbench_kangaroo.stats import bootstrap
+from specbench_kangaroo.stats.bootstrap import Ratio
 
 
 def test_sums_are_by_cell_and_question():

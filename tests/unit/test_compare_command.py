@@ -12,7 +12,7 @@ import pytest
 
 from specbench_kangaroo.cli import compare as command
 from specbench_kangaroo.gate.gates import Tolerances
-from specbench_kangaroo.records import Status
+from specbench_kangaroo.record.schema import Status
 from tests.command import call, refused
 from tests.unit.gate_runs import WORSE, at, make_gated, slowed
 from tests.unit.runs import make_manifest

@@ -14,8 +14,8 @@ import pytest
 
 from specbench_kangaroo.cli import completion
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.questions import TASKS
-from specbench_kangaroo.registry import method_names
+from specbench_kangaroo.run.questions import TASKS
+from specbench_kangaroo.run.registry import method_names
 from tests.command import WITHOUT_HEAVY_IMPORTS
 
 LIMIT_S = 0.5

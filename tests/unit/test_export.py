@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specbench_kangaroo.records import Status
-from specbench_kangaroo.reports.spec_bench_answers import AnswerFile, answer_files, model_id
-from specbench_kangaroo.stats import summarise
-from specbench_kangaroo.store import RunWriter, read_run
+from specbench_kangaroo.record.schema import Status
+from specbench_kangaroo.record.writer import RunWriter, read_run
+from specbench_kangaroo.report.spec_bench_answers import AnswerFile, answer_files, model_id
+from specbench_kangaroo.stats.summary import summarise
 from tests.command import call
 from tests.unit.runs import make_generation, make_manifest, make_run, make_step, make_steps
 

@@ -13,14 +13,14 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.text import Text
 
-from specbench_kangaroo import stats
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.figures.catalogue import FIGURES, figures_of
-from specbench_kangaroo.figures.paired_steps import paired_steps
-from specbench_kangaroo.figures.step_tables import PHASES, accepted_lengths, step_times
-from specbench_kangaroo.figures.style import save
-from specbench_kangaroo.journal import CONFIDENCE_TYPE
-from specbench_kangaroo.store import read_run
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.steps import CONFIDENCE_TYPE
+from specbench_kangaroo.record.writer import read_run
+from specbench_kangaroo.report.figures.catalogue import FIGURES, figures_of
+from specbench_kangaroo.report.figures.paired_steps import paired_steps
+from specbench_kangaroo.report.figures.step_tables import PHASES, accepted_lengths, step_times
+from specbench_kangaroo.report.figures.style import save
+from specbench_kangaroo.stats import summary as stats
 from tests.unit.runs import SIDES, make_comparison, make_run
 
 ALL = (

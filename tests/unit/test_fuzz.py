@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.journal import JOURNAL
-from specbench_kangaroo.questions import load_questions, select
-from specbench_kangaroo.run_json import MANIFEST
-from specbench_kangaroo.stats import summarise
-from specbench_kangaroo.store import GENERATIONS, LOSSLESS, RunWriter, read_run
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.steps import JOURNAL
+from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
+from specbench_kangaroo.run.questions import load_questions, select
+from specbench_kangaroo.stats.summary import summarise
 from tests.unit.runs import make_answer, make_judgement, make_manifest
 
 FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo.errors import UsageError
 from specbench_kangaroo.gate.comparability import FIELDS, check
 from specbench_kangaroo.gate.gates import Tolerances
 from specbench_kangaroo.gate.pairs import match
 from specbench_kangaroo.gate.regression import Comparison, compare
 from specbench_kangaroo.gate.timing import timing_gates
-from specbench_kangaroo.records import Lossless, MethodRecord, Status
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import Lossless, MethodRecord, Status
 from tests.unit.gate_runs import WORSE, at, gated, noisy, slowed
 from tests.unit.runs import make_manifest
 

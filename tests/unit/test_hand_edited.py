@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.journal import JOURNAL, STEPS
-from specbench_kangaroo.run_json import MANIFEST
-from specbench_kangaroo.store import GENERATIONS, LOSSLESS, RunWriter, read_run
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.steps import JOURNAL, STEPS
+from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
 from tests.unit.runs import (
     make_answer,
     make_generation,

@@ -18,8 +18,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from specbench_kangaroo.reports.html_report import illustrated, inline_svg, page
-from specbench_kangaroo.store import Run, read_run
+from specbench_kangaroo.record.writer import Run, read_run
+from specbench_kangaroo.report.html_report import illustrated, inline_svg, page
 
 RUN = Path(__file__).parent / "golden" / "run"
 CHROMIUM = next(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from specbench_kangaroo.figures.catalogue import FIGURES
-from specbench_kangaroo.figures.learning import read_learning
+from specbench_kangaroo.report.figures.catalogue import FIGURES
+from specbench_kangaroo.report.figures.learning import read_learning
 from tests.command import call, refused
 from tests.unit.runs import make_run
 

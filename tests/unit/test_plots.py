@@ -9,13 +9,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 
-from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Estimate
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.figures import speedups
-from specbench_kangaroo.figures.style import FORMATS, looks, save
-from specbench_kangaroo.figures.times import PHASE_LOOKS
-from specbench_kangaroo.store import read_run
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.writer import read_run
+from specbench_kangaroo.report.figures import speedups
+from specbench_kangaroo.report.figures.style import FORMATS, looks, save
+from specbench_kangaroo.report.figures.times import PHASE_LOOKS
+from specbench_kangaroo.stats import summary as stats
+from specbench_kangaroo.stats.bootstrap import Estimate
 from tests.unit.runs import SIDES, make_comparison, make_run
 
 METHODS = ("vanilla", "kangaroo", "medusa")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from specbench_kangaroo.decode import Decoded
-from specbench_kangaroo.profiling.contest import Answer
-from specbench_kangaroo.profiling.document import to_json
-from specbench_kangaroo.profiling.figures import Profile, median_figure, summarise_profile
-from specbench_kangaroo.profiling.profile import Sample, Samples
-from specbench_kangaroo.profiling.verify_cost import ROWS
-from specbench_kangaroo.records import ExitReason, StepRecord
+from specbench_kangaroo.engine.decode import Decoded
+from specbench_kangaroo.microbench.contest import Answer
+from specbench_kangaroo.microbench.document import to_json
+from specbench_kangaroo.microbench.figures import Profile, median_figure, summarise_profile
+from specbench_kangaroo.microbench.profile import Sample, Samples
+from specbench_kangaroo.microbench.verify_cost import ROWS
+from specbench_kangaroo.record.schema import ExitReason, StepRecord
 
 
 def step(number: int, *, drafted: int, accepted: int, draft_ms: float) -> StepRecord:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Estimate
-from specbench_kangaroo.reports import published
-from specbench_kangaroo.reports.published import Published
-from specbench_kangaroo.reports.sections import report_of
-from specbench_kangaroo.reports.sheets import Part, Section
-from specbench_kangaroo.store import read_run
+from specbench_kangaroo.record.writer import read_run
+from specbench_kangaroo.report import published
+from specbench_kangaroo.report.published import Published
+from specbench_kangaroo.report.sections import report_of
+from specbench_kangaroo.report.sheets import Part, Section
+from specbench_kangaroo.stats import summary as stats
+from specbench_kangaroo.stats.bootstrap import Estimate
 
 ROOT = Path(__file__).parents[2]
 RUN = Path(__file__).parent / "golden" / "run"

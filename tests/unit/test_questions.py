@@ -11,8 +11,8 @@ from pathlib import Path
 import pooch
 import pytest
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.questions import (
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.run.questions import (
     CATEGORIES,
     SPEC_BENCH_SHA256,
     TASKS,
@@ -179,7 +179,7 @@ def test_what_cannot_be_selected_is_named() -> None:
 
 
 def test_questions_open_without_torch() -> None:
-    code = "import sys, specbench_kangaroo.questions; sys.exit('torch' in sys.modules)"
+    code = "import sys, specbench_kangaroo.run.questions; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, (
         "`specbench list questions` would wait for torch"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specbench_kangaroo.records import ExitReason, StepRecord
+from specbench_kangaroo.record.schema import ExitReason, StepRecord
 from specbench_kangaroo.tuning.draft_log import DraftLog, draft_log
 from specbench_kangaroo.tuning.replay import Walk, walks
 from tests.unit.drafting import (

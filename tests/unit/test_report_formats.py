@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo import stats
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.reports.csv_tables import COLUMNS, csv_text
-from specbench_kangaroo.reports.latex_tables import escaped, latex
-from specbench_kangaroo.reports.markdown_tables import markdown
-from specbench_kangaroo.store import read_run
+from specbench_kangaroo.record.writer import read_run
+from specbench_kangaroo.report.csv_tables import COLUMNS, csv_text
+from specbench_kangaroo.report.latex_tables import escaped, latex
+from specbench_kangaroo.report.markdown_tables import markdown
+from specbench_kangaroo.stats import summary as stats
 from tests.unit.runs import make_comparison, make_run
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from specbench_kangaroo.journal import STEP_SCHEMA, STEPS
-from specbench_kangaroo.jsonl import as_line
-from specbench_kangaroo.records import MethodRecord
-from specbench_kangaroo.run_json import write_manifest
-from specbench_kangaroo.stats import TASK_ORDER
-from specbench_kangaroo.store import GENERATIONS, LOSSLESS
+from specbench_kangaroo.record.jsonl import as_line
+from specbench_kangaroo.record.manifest import write_manifest
+from specbench_kangaroo.record.schema import MethodRecord
+from specbench_kangaroo.record.steps import STEP_SCHEMA, STEPS
+from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS
+from specbench_kangaroo.stats.summary import TASK_ORDER
 from tests.unit.runs import make_generation, make_judgement, make_manifest, make_run
 
 pytest.importorskip("resource")  # not on Windows
@@ -40,7 +40,7 @@ except SystemExit as ended:
     if ended.code: raise
 used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = sorted({"torch", "transformers", "accelerate"} & sys.modules.keys())
-from specbench_kangaroo.devices import peak_rss_mb
+from specbench_kangaroo.machine.devices import peak_rss_mb
 cost = [used.ru_utime + used.ru_stime, peak_rss_mb(), heavy]
 print(json.dumps(cost), file=sys.stderr)
 """

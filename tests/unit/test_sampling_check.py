@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from specbench_kangaroo.cli.conclusion import conclude
-from specbench_kangaroo.records import MethodRecord, Status
-from specbench_kangaroo.sampling_check import (
+from specbench_kangaroo.record.schema import MethodRecord, Status
+from specbench_kangaroo.record.writer import Run, RunWriter, read_run
+from specbench_kangaroo.stats.sampling_check import (
     LEAST_PROMPTS,
     SamplingCheck,
     check_sampling,
     compare_answers,
 )
-from specbench_kangaroo.store import Run, RunWriter, read_run
 from tests.unit.runs import make_generation, make_manifest
 
 VOCABULARY = 30

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Estimate, Ratio, estimates, expanded_level
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.records import Lossless, Status
-from specbench_kangaroo.store import RunWriter, read_run
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import Lossless, Status
+from specbench_kangaroo.record.writer import RunWriter, read_run
+from specbench_kangaroo.stats import summary as stats
+from specbench_kangaroo.stats.bootstrap import Estimate, Ratio, estimates, expanded_level
 from tests.unit.runs import (
     SIDES,
     make_comparison,
@@ -429,9 +429,9 @@ def test_a_large_run_is_summarised_in_seconds(tmp_path):
 def test_reports_need_no_torch():
     root = Path(stats.__file__).parents[1]
     code = (
-        "import sys, specbench_kangaroo.stats, specbench_kangaroo.reports.tables;"
-        "import specbench_kangaroo.figures.speedups;"
-        "import specbench_kangaroo.lossless;"
+        "import sys, specbench_kangaroo.stats.summary, specbench_kangaroo.report.tables;"
+        "import specbench_kangaroo.report.figures.speedups;"
+        "import specbench_kangaroo.run.lossless;"
         "sys.exit(bool({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

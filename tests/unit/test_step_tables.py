@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo import stats
-from specbench_kangaroo.figures.paired_steps import paired_steps
-from specbench_kangaroo.figures.step_tables import (
+from specbench_kangaroo.record.schema import Status, StepRecord
+from specbench_kangaroo.record.writer import Run, RunWriter, read_run
+from specbench_kangaroo.report.figures.paired_steps import paired_steps
+from specbench_kangaroo.report.figures.step_tables import (
     accepted_lengths,
     by_context,
     calibration,
     step_times,
 )
-from specbench_kangaroo.records import Status, StepRecord
-from specbench_kangaroo.store import Run, RunWriter, read_run
+from specbench_kangaroo.stats import summary as stats
 from tests.unit.runs import make_generation, make_manifest, make_run, make_step, make_steps
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.records import (
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import (
     SCHEMA_VERSION,
     Generation,
     GenerationKey,
@@ -19,7 +19,7 @@ from specbench_kangaroo.records import (
     Status,
     StepRecord,
 )
-from specbench_kangaroo.store import RunWriter, read_run
+from specbench_kangaroo.record.writer import RunWriter, read_run
 from tests.unit.random_records import GENERATIONS
 from tests.unit.runs import (
     make_generation,

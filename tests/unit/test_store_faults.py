@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from specbench_kangaroo import whole_writes
-from specbench_kangaroo.errors import StorageError, UsageError
-from specbench_kangaroo.journal import JOURNAL, STEPS
-from specbench_kangaroo.run_json import MANIFEST
-from specbench_kangaroo.store import GENERATIONS, LOSSLESS, RunWriter, read_run
-from specbench_kangaroo.whole_writes import LineFile, replacing, write_whole
+from specbench_kangaroo.record import files as whole_writes
+from specbench_kangaroo.record.errors import StorageError, UsageError
+from specbench_kangaroo.record.files import LineFile, replacing, write_whole
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.steps import JOURNAL, STEPS
+from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
 from tests.unit.faults import Disk, largest_file, lines_on
 from tests.unit.runs import make_answer, make_judgement, make_manifest, resume_run
 
@@ -201,7 +201,7 @@ def test_a_start_that_was_killed_at_once_is_no_run_in_the_way(tmp_path, left):
 OTHER = """
 import sys
 from pathlib import Path
-from specbench_kangaroo.store import RunWriter
+from specbench_kangaroo.record.writer import RunWriter
 from tests.unit.runs import make_manifest
 with RunWriter.create(Path(sys.argv[1]), make_manifest()):
     print("open", flush=True)

@@ -25,11 +25,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from specbench_kangaroo.errors import StorageError
-from specbench_kangaroo.journal import JOURNAL, STEPS
-from specbench_kangaroo.records import Generation, GenerationKey, Judgement, StepRecord
-from specbench_kangaroo.run_json import MANIFEST
-from specbench_kangaroo.store import GENERATIONS, LOSSLESS, RunWriter, read_run
+from specbench_kangaroo.record.errors import StorageError
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.schema import Generation, GenerationKey, Judgement, StepRecord
+from specbench_kangaroo.record.steps import JOURNAL, STEPS
+from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
 from tests.unit.faults import Disk, lines_on
 from tests.unit.random_records import VERDICTS, answers, judgement
 from tests.unit.runs import make_manifest

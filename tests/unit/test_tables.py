@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from specbench_kangaroo import stats
-from specbench_kangaroo.bootstrap import Estimate
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.records import Lossless, Status
-from specbench_kangaroo.reports import tables
-from specbench_kangaroo.reports.markdown_tables import markdown
-from specbench_kangaroo.reports.sections import report_of
-from specbench_kangaroo.reports.sheets import Part
-from specbench_kangaroo.sampling_check import SamplingCheck
-from specbench_kangaroo.store import RunWriter, read_run
+from specbench_kangaroo.record.schema import Lossless, Status
+from specbench_kangaroo.record.writer import RunWriter, read_run
+from specbench_kangaroo.report import tables
+from specbench_kangaroo.report.markdown_tables import markdown
+from specbench_kangaroo.report.sections import report_of
+from specbench_kangaroo.report.sheets import Part
+from specbench_kangaroo.stats import summary as stats
+from specbench_kangaroo.stats.bootstrap import Estimate
+from specbench_kangaroo.stats.sampling_check import SamplingCheck
 from tests.unit.runs import (
     SIDES,
     make_comparison,

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo import telemetry
-from specbench_kangaroo.device_health import health
-from specbench_kangaroo.device_log import DeviceLog
-from specbench_kangaroo.questions import Question
-from specbench_kangaroo.records import AFTER, BEFORE, BlockEdge
-from specbench_kangaroo.reports.device import notes
-from specbench_kangaroo.reports.sections import report_of
-from specbench_kangaroo.run_reader import DEVICE, read_device_log
-from specbench_kangaroo.schedule import Round
-from specbench_kangaroo.stats import summarise, to_json
-from specbench_kangaroo.store import RunWriter, read_run
+from specbench_kangaroo.machine import nvml as telemetry
+from specbench_kangaroo.record.reader import DEVICE, read_device_log
+from specbench_kangaroo.record.schema import AFTER, BEFORE, BlockEdge
+from specbench_kangaroo.record.writer import RunWriter, read_run
+from specbench_kangaroo.report.device import notes
+from specbench_kangaroo.report.sections import report_of
+from specbench_kangaroo.run.device_log import DeviceLog
+from specbench_kangaroo.run.questions import Question
+from specbench_kangaroo.run.schedule import Round
+from specbench_kangaroo.stats.device_health import health
+from specbench_kangaroo.stats.summary import summarise, to_json
 from tests.unit.nvml import UUID, NVMLError, fake_nvml
 from tests.unit.runs import make_generation, make_manifest, make_run, make_steps
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.templates import TEMPLATES, chat_prompt, vicuna_text
-from specbench_kangaroo.records import DEFAULT_TEMPLATE, Manifest
-from specbench_kangaroo.store import RunWriter
+from specbench_kangaroo.models.templates import TEMPLATES, chat_prompt, vicuna_text
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, Manifest
+from specbench_kangaroo.record.writer import RunWriter
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 
 from .runs import make_manifest

@@ -15,12 +15,12 @@ import pytest
 from rich.console import Console
 
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.records import MethodRecord
-from specbench_kangaroo.request import ModelChoice, QuestionChoice, Request, Settings
-from specbench_kangaroo.run_json import read_manifest, write_manifest
-from specbench_kangaroo.stats import summarise
-from specbench_kangaroo.store import read_run
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.manifest import read_manifest, write_manifest
+from specbench_kangaroo.record.schema import MethodRecord
+from specbench_kangaroo.record.writer import read_run
+from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request, Settings
+from specbench_kangaroo.stats.summary import summarise
 from specbench_kangaroo.tuning import figure as tune_figure
 from specbench_kangaroo.tuning import tables as tune_tables
 from specbench_kangaroo.tuning.rerun import command_line, request_again

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.host import to_host
-from specbench_kangaroo.method import Draft, Resume
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.sampling import Sampler
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine.host import to_host
+from specbench_kangaroo.engine.method import Draft, Resume
+from specbench_kangaroo.engine.sampling import Sampler
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.schema import ExitReason
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 
 Ranks = tuple[int, ...]
 """A node by the ranks on its way from the root: (0, 2) is the third likeliest token after the

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.record.errors import UsageError
 
 _SHOWN = 3
 

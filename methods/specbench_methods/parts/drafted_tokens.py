@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine.target import Target
 
 
 class DraftedTokens:

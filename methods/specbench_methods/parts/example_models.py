@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine.target import Target
 
 
 def write_draft_model(target: Target, folder: Path, *, layers: int) -> str:

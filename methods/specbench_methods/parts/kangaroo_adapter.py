@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
 from specbench_methods.parts.weight_sources import WeightKind, WeightSource
 

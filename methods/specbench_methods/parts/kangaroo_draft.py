@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specbench_kangaroo.attention import attend
-from specbench_kangaroo.cache import Slots
-from specbench_kangaroo.layers import Rows
-from specbench_kangaroo.method import Draft, Resume
-from specbench_kangaroo.packed import Linear
-from specbench_kangaroo.records import ExitReason
-from specbench_kangaroo.rope import PlainRotary, Rope, rotate
-from specbench_kangaroo.target import Target
-from specbench_kangaroo.tree import TokenTree
+from specbench_kangaroo.engine.attention import attend
+from specbench_kangaroo.engine.cache import Slots
+from specbench_kangaroo.engine.layers import Rows
+from specbench_kangaroo.engine.linear import Linear
+from specbench_kangaroo.engine.method import Draft, Resume
+from specbench_kangaroo.engine.rope import PlainRotary, Rope, rotate
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.parts.kangaroo_adapter import LoadedAdapter
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.layers import is_llama_shaped
+from specbench_kangaroo.engine.layers import is_llama_shaped
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.train import DraftHead
 from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.parts.kangaroo_adapter import (

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.packed import Linear
-from specbench_kangaroo.target import Target
+from specbench_kangaroo.engine.linear import Linear
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.parts.drafted_tokens import DraftedTokens
 from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
 from specbench_methods.parts.weight_sources import CONFIG, WeightKind, WeightSource

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import FINAL
 from specbench_kangaroo.training.train import DraftHead
 from specbench_kangaroo.training.trainable import Provenance

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from specbench_kangaroo.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.parts.draft_tree import TreeShape, read_shape
 from specbench_methods.parts.medusa_heads import (
     Heads,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specbench_kangaroo.errors import UsageError
-from specbench_kangaroo.loading.folders import sha256_of
-from specbench_kangaroo.loading.weights import files_sha256, hub_folder, hub_id
+from specbench_kangaroo.machine.cache_folder import sha256_of
+from specbench_kangaroo.models.hub import files_sha256, hub_folder, hub_id
+from specbench_kangaroo.record.errors import UsageError
 
 CONFIG = "config.json"
 _INDEX = ".index.json"  # of a model in several files: which tensor lies in which

@@ -1,0 +1,199 @@
+"""The page that a method's author reads: what a decoding method is, and what it is given.
+
+Every method is: *propose a tree of tokens, let the target score it once, learn from the verdict.*
+The loop in :mod:`~specbench_kangaroo.engine.decode` owns prefill, verification, acceptance, EOS,
+the token budget, time and records, so a method has none of them.  A whole method::
+
+    class RepeatLastToken(PlainMethod):
+        '''Guess that the last token comes once more.'''
+
+        max_rows = 2
+
+        def propose(self, root, budget):
+            rows = [root] * (1 + min(1, budget))
+            return Draft(TokenTree.chain(torch.tensor(rows)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor
+
+from specbench_kangaroo.engine.accept import Typical
+from specbench_kangaroo.engine.cache import KVCache
+from specbench_kangaroo.engine.sampling import Sampler
+from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.schema import ExitReason
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One generation, as a method sees it.
+
+    Attributes:
+        cache: the target's cache.  A method that runs target layers itself writes scratch rows
+            above ``cache.length``; committing is the loop's business.
+        max_rows: the largest tree, root included, that there is room for.
+        sampler: how tokens are drawn; None means greedy.
+        eos: tokens that end the text; drafting past one is wasted.
+    """
+
+    cache: KVCache
+    max_rows: int
+    sampler: Sampler | None
+    eos: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where verification goes on from, for a draft that ran the first layers on all rows."""
+
+    layer: int  # the first layer that has not run
+    hidden: Tensor  # (T, H) after the layers before it
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A method's proposal for one step.
+
+    Attributes:
+        tree: the root and what may follow.
+        resume: None runs all layers on the tree's tokens.
+        probabilities: (T-1, V) row i-1 is the distribution that node i was drawn from, given that
+            its earlier siblings were rejected; None says that tokens were chosen, not drawn.
+        confidence: the draft's own probability of each depth's likeliest token, if it has one.
+        exit_reason: why the draft is no deeper.
+        typical: accept by this lossy rule; None keeps the target's own distribution.
+    """
+
+    tree: TokenTree
+    resume: Resume | None = None
+    probabilities: Tensor | None = None
+    confidence: tuple[float, ...] = ()
+    exit_reason: ExitReason = ExitReason.MAX_STEPS
+    typical: Typical | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What the target said of a draft.
+
+    Attributes:
+        nodes: accepted nodes, root first; they are committed by now.
+        bonus: the target's own next token: the root of the next step.
+        output: logits (T, V) and hidden states (T, H) of every node of the tree.
+    """
+
+    nodes: tuple[int, ...]
+    bonus: int
+    output: TargetOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodOptions:
+    """A method's options with their defaults: subclass it, one typed field an option.
+
+    ``field(metadata={"help": …})`` is what ``specbench list methods`` shows.
+    """
+
+
+def option(default: Any, description: str) -> Any:
+    """A field of an :class:`MethodOptions` class."""
+    return field(default=default, metadata={"help": description})
+
+
+class Method(Protocol):
+    """A decoding method.  One object serves many generations, one after the other.
+
+    Attributes:
+        taps: layers whose prompt hidden states ``begin`` needs in ``output.taps``.
+        max_rows: the largest tree that ``propose`` returns, root included.
+        options: a :class:`MethodOptions` instance with every default filled in.
+        weights: hash and training record of the draft's weights; empty without any.
+        lossy: True if outputs may differ from the target's own; shown wherever a figure is.
+    """
+
+    Options: ClassVar[type[MethodOptions]]
+    lossy: bool
+    taps: tuple[int, ...]
+    max_rows: int
+    options: MethodOptions
+    weights: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, target: Target, options: Any) -> Self:
+        """Build the method for a target, its weights included.
+
+        Raises:
+            UsageError: the options or the weights do not fit this target.
+        """
+        ...
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Path) -> Sequence[Any]:
+        """Option sets for the contract tests, which every method passes on tiny random models.
+
+        A method with weights writes untrained ones for ``target`` into ``folder``.
+        """
+        ...
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        """Start a generation; forget everything of the one before.
+
+        Args:
+            prompt: (P,) token ids, by now committed to ``session.cache``.
+            output: the prefill's logits (1, V), hidden (1, H) and taps (P, H).
+        """
+        ...
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """Draft what may follow ``root``, the last token, which is not in the cache yet.
+
+        Args:
+            budget: how many drafted tokens can still be emitted: a deeper tree is wasted work.
+        """
+        ...
+
+    def observe(self, verified: Verified) -> None:
+        """Learn which nodes were accepted, and from the target's output."""
+        ...
+
+
+class PlainMethod:
+    """What most methods share: no options, no weights, no prompt states; subclass it or not."""
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    lossy: bool = False
+    taps: tuple[int, ...] = ()
+    max_rows: int = 1
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.weights: Mapping[str, Any] = {}
+
+    @classmethod
+    def load(cls, target: Target, options: Any) -> Self:
+        """See :class:`Method`."""
+        del target
+        return cls(options)
+
+    @classmethod
+    def example_options(cls, target: Target, folder: Path) -> Sequence[Any]:
+        """See :class:`Method`."""
+        del target, folder
+        return [cls.Options()]
+
+    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+        """See :class:`Method`."""
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """See :class:`Method`."""
+        raise NotImplementedError
+
+    def observe(self, verified: Verified) -> None:
+        """See :class:`Method`."""

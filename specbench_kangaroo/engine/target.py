@@ -1,0 +1,330 @@
+"""The target model as the engine needs it: embed, run decoder layers [a, b), read logits.
+
+A model may lie on several devices (``device_map="auto"``).  Everything that a method sees, tokens,
+states, logits, is on ``Target.device``, the embedding's.  Between two layers on different devices
+the states are copied, angles and masks once a pass and device; keys and values are kept where their
+layer is.  Copies between GPUs are ordered by their streams and stop nothing; the host waits where
+weights are fetched from its memory or the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from specbench_kangaroo.engine.cache import CacheShape, KVCache, Slots
+from specbench_kangaroo.engine.cuda_graphs import Capturer, Graphs
+from specbench_kangaroo.engine.families import (
+    home,
+    layout_of,
+    not_by_range,
+    weight_bytes,
+)
+from specbench_kangaroo.engine.layers import (
+    ATTENTION,
+    Layer,
+    LayerSpec,
+    LeanLayer,
+    ModuleLayer,
+    Rows,
+    attention,
+    is_llama_shaped,
+)
+from specbench_kangaroo.engine.lm_head import LmHead
+from specbench_kangaroo.engine.placement import Placement
+from specbench_kangaroo.engine.rope import Rope
+from specbench_kangaroo.engine.segments import Body
+from specbench_kangaroo.engine.tree import chain_parents
+from specbench_kangaroo.record.errors import UsageError
+
+AttentionInterface.register(ATTENTION, attention)
+
+_CHECK_TOKENS = 7
+_CHECK_TOLERANCE = {  # of the largest logit; float64 too, as transformers' norms are float32
+    torch.float64: 1e-5,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+_QUANTISED_TOLERANCE = 5e-2  # a row's int8 outliers may depend on the rows beside it (LLM.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """What a pass of the target gives.
+
+    Attributes:
+        logits: (T, V).
+        hidden: (T, H) after the final norm.
+        taps: hidden states (T, H) after the layers that were asked for.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    taps: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class Target:
+    """A causal language model whose layers can be run by range on our cache.
+
+    Args:
+        model: a ``transformers`` causal language model in eval mode.  It becomes the target's: its
+            attention implementation is switched to ours.
+        name: what packaged draft weights are looked up by.
+        tokenizer: the model's own, whose vocabulary a second model must share; None: not known.
+        capturer: captures passes of a few rows for replay; None launches every operation itself.
+
+    Raises:
+        UsageError: the family's layers, run one by one, do not give what the model itself gives.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        name: str = "",
+        tokenizer: Any = None,
+        capturer: Capturer | None = None,
+    ) -> None:
+        self.layout = layout_of(model)
+        self.model = model
+        self.name = name
+        self.tokenizer = tokenizer
+        self.config = model.config
+        self.n_layers: int = len(model.model.layers)
+        self.hidden_size: int = model.config.hidden_size
+        self.context_length: int = self.layout.context_length
+        self._embedding = model.get_input_embeddings()
+        self.dtype: torch.dtype = self._embedding.weight.dtype
+        self.device: torch.device = home(self._embedding)
+        self._head = LmHead(model.get_output_embeddings(), model.config)
+        self.vocab_size: int = self._head.vocab_size
+        self._homes = [home(layer) for layer in model.model.layers]
+        self._lm_head: Tensor | None = None
+        self._is_spread = any(device != self.device for device in self._homes)
+        self._norm_home = home(model.model.norm)
+        self._placement = Placement.of(model, self.layout, dtype=self.dtype, device=self.device)
+        self.rope = self._placement.rope
+        self._weight_shares = _weight_shares(model)
+        self.capturer = capturer
+        self._graphs: Graphs | None = None
+        with torch.inference_mode():
+            self._layers = self._build()
+            if capturer is not None:
+                self._capture(capturer)
+
+    def _build(self) -> list[Layer]:
+        ids = self._check_ids()
+        try:
+            self.model.set_attn_implementation("eager")  # the one that every family is written for
+            wanted = self.model(ids[None].to(self.device), use_cache=False).logits[0]
+            self.model.set_attn_implementation(ATTENTION)
+            for layers in self._attempts():
+                self._layers = layers
+                if self._agrees(ids, wanted.to(self.device)):
+                    return layers
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise not_by_range(self.model, reason) from error
+        raise not_by_range(self.model, "its layers, run one by one, do not give its own logits")
+
+    def _attempts(self) -> Iterator[list[Layer]]:
+        """Ways to run the layers, the fastest first."""
+        layout = self.layout
+        modules = [
+            (module, LayerSpec(index, layout.windows[index], layout.rotations[index]))
+            for index, module in enumerate(self.model.model.layers)
+        ]
+        if any(is_llama_shaped(module) for module, _ in modules):
+            yield [
+                LeanLayer(module, spec) if is_llama_shaped(module) else ModuleLayer(module, spec)
+                for module, spec in modules
+            ]
+        yield [ModuleLayer(module, spec) for module, spec in modules]
+
+    def _check_ids(self) -> Tensor:
+        """(T,) a text that means nothing, on the host."""
+        return (torch.arange(_CHECK_TOKENS) * 7919) % self.vocab_size
+
+    def _agrees(self, ids: Tensor, wanted: Tensor) -> bool:
+        cache = self.new_cache(len(ids))
+        half = len(ids) // 2
+        first = self.prefill(ids[:half], cache).logits
+        rest = self.rows(cache.length, chain_parents(len(ids) - half))
+        output = self.predict(self.embed(ids[half:]), 0, self.n_layers, rest, cache)
+        found = torch.cat((first, output.logits))
+        error = (found - wanted[half - 1 :]).abs().max() / wanted.abs().max()
+        tolerance = _CHECK_TOLERANCE[self.dtype]
+        if getattr(self.config, "quantization_config", None) is not None:
+            tolerance = max(tolerance, _QUANTISED_TOLERANCE)
+        return bool(error < tolerance)
+
+    def _capture(self, capturer: Capturer) -> None:
+        """From here on passes of a few rows are replayed; check that they give the same."""
+        if {*self._homes, self._norm_home, self._head.device} != {self.device}:
+            raise _not_captured(self.model, "it lies on several devices")
+        ids = self._check_ids()
+        everything = self.embed(ids), 0, self.n_layers, self.prompt_rows(len(ids))
+        wanted = self.predict(*everything, self.new_cache(len(ids))).logits
+        self._graphs = Graphs(capturer)
+        try:
+            agrees = self._agrees(ids, wanted)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise _not_captured(self.model, (str(error).splitlines() or [""])[0]) from error
+        if not agrees:
+            raise _not_captured(self.model, "replayed, they do not give the same logits")
+
+    @property
+    def captures(self) -> int:
+        """How many passes were captured so far: if it grew, the times meanwhile are of no use."""
+        return 0 if self.capturer is None else self.capturer.captures
+
+    def start(self) -> None:
+        """A generation begins: caches that were made before are done with."""
+        if self._graphs is not None:
+            self._graphs.start()
+
+    @property
+    def lm_head(self) -> Tensor:
+        """The LM head's matrix (V, H) on ``device``, for draft heads that share it.
+
+        Raises:
+            UsageError: the head is quantised.
+        """
+        if self._lm_head is None:
+            self._lm_head = self._head.matrix(self.device)
+        return self._lm_head
+
+    def new_cache(self, capacity: int, *, layers: int | None = None) -> KVCache:
+        """An empty cache of ``capacity`` slots for all layers, or for ``layers`` like the first.
+
+        The target's own layers have theirs where they are, others on ``device``.
+        """
+        devices = self._homes if layers is None else [self.device] * layers
+        layout = self.layout
+        shapes = [CacheShape(layout.n_kv_heads, layout.head_dim, self.dtype, d) for d in devices]
+        if self._graphs is not None:
+            return self._graphs.cache(shapes, capacity)
+        return KVCache(shapes, capacity)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(T,) token ids -> (T, H)."""
+        tokens = tokens.to(self.device, non_blocking=True)
+        embedded: Tensor = self._embedding(tokens)  # Gemma's scales them as well
+        return embedded
+
+    def rows(
+        self, length: int, parents: Sequence[int], *, first: int = 0, rope: Rope | None = None
+    ) -> Rows:
+        """Place rows of a tree above the committed ones; see :meth:`Placement.rows`."""
+        return self._placement.rows(length, parents, first=first, rope=rope)
+
+    def prompt_rows(self, count: int, *, rope: Rope | None = None) -> Rows:
+        """Place a prompt in an empty cache; see :meth:`Placement.prompt_rows`."""
+        return self._placement.prompt_rows(count, rope=rope)
+
+    def layers(self, hidden: Tensor, first: int, last: int, rows: Rows, cache: KVCache) -> Tensor:
+        """Run decoder layers ``first .. last-1``: (T, H) -> (T, H), both on ``device``."""
+        if self._is_spread:
+            return self._across_devices(hidden, first, last, rows, cache)
+        return self.replay(_Pass(self, first, last), hidden, rows, cache)[0]
+
+    def predict(
+        self, hidden: Tensor, first: int, last: int, rows: Rows, cache: KVCache
+    ) -> TargetOutput:
+        """Run layers ``first .. last-1``, then final norm and LM head, over (T, H) states.
+
+        Returns:
+            As :meth:`output`; ``taps[last]`` are the states before the norm.
+        """
+        if self._is_spread:
+            states = self.layers(hidden, first, last, rows, cache)
+            return replace(self.output(states), taps={last: states})
+        body = _Pass(self, first, last, head=True)
+        logits, normed, states = self.replay(body, hidden, rows, cache)
+        return TargetOutput(logits, normed, {last: states})
+
+    def replay(self, body: Body, hidden: Tensor, rows: Rows, cache: KVCache) -> tuple[Tensor, ...]:
+        """``body(hidden, rows, cache)``, as a captured graph where the backend has them.
+
+        Args:
+            body: hashable, and equal to whatever does the same; layers of a draft head, say.
+        """
+        if self._graphs is None or not self._graphs.takes(hidden, rows, cache):
+            return body(hidden, rows, cache)
+        return self._graphs.run(body, hidden, rows, cache)
+
+    def _across_devices(
+        self, hidden: Tensor, first: int, last: int, rows: Rows, cache: KVCache
+    ) -> Tensor:
+        for layer, device in zip(self._layers[first:last], self._homes[first:last], strict=True):
+            hidden = layer(hidden.to(device), rows.on(device), cache)
+        return hidden.to(self.device)
+
+    def output(self, hidden: Tensor) -> TargetOutput:
+        """Final norm and LM head over (T, H) states of the last layer; both on ``device``."""
+        normed = self.model.model.norm(hidden.to(self._norm_home))
+        return TargetOutput(self._head(normed).to(self.device), normed.to(self.device))
+
+    def prefill(self, prompt: Tensor, cache: KVCache, *, taps: Sequence[int] = ()) -> TargetOutput:
+        """Commit a prompt (P,) to an empty cache.
+
+        Returns:
+            Logits and hidden state of the last position alone, (1, V) and (1, H); ``taps`` keep all
+            P positions after the named layers.
+        """
+        hidden = self.embed(prompt)
+        rows = self.prompt_rows(len(prompt))
+        tapped: dict[int, Tensor] = {}
+        for stop, start in zip([*sorted(taps), self.n_layers], [0, *sorted(taps)], strict=True):
+            hidden = self.layers(hidden, start, stop, rows, cache)
+            if stop in taps:
+                tapped[stop] = hidden
+        cache.commit(range(len(prompt)))
+        last = self.output(hidden[-1:])
+        return TargetOutput(last.logits, last.hidden, tapped)
+
+    def weight_share(self, first_layer: int) -> float:
+        """The share of a pass's weight bytes that layers ``first_layer ..`` and the head read."""
+        return self._weight_shares[first_layer]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What can be captured of a target on one device: some layers, with or without the head."""
+
+    target: Target
+    first: int
+    last: int
+    head: bool = False
+
+    def __call__(self, hidden: Tensor, rows: Rows, cache: Slots) -> tuple[Tensor, ...]:
+        for layer in self.target._layers[self.first : self.last]:
+            hidden = layer(hidden, rows, cache)
+        if not self.head:
+            return (hidden,)
+        output = self.target.output(hidden)
+        return output.logits, output.hidden, hidden
+
+
+def _not_captured(model: Any, reason: str) -> UsageError:
+    return UsageError(
+        f"passes of {type(model).__name__} cannot be captured as graphs: {reason}; use "
+        "--backend eager"
+    )
+
+
+def _weight_shares(model: Any) -> tuple[float, ...]:
+    """For each layer, and for none: the share of all weight bytes that remain, with the head's."""
+    sizes = [weight_bytes(layer) for layer in model.model.layers]
+    head = weight_bytes(model.get_output_embeddings())
+    return tuple((sum(sizes[i:]) + head) / (sum(sizes) + head) for i in range(len(sizes) + 1))

@@ -1,1 +1,0 @@
-"""The figures of a run, and the step tables behind them.  Nothing here imports torch."""

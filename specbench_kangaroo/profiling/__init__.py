@@ -1,1 +1,0 @@
-"""Our loop against the peer's, what verification costs by rows, and the memory floor."""

@@ -1,0 +1,146 @@
+"""One method by task: every figure that a reader compares between tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from specbench_kangaroo.report.comparison import reason
+from specbench_kangaroo.report.device import measures_energy
+from specbench_kangaroo.report.sheets import (
+    Cell,
+    Column,
+    Section,
+    Sheet,
+    interval_cell,
+    rate_text,
+    speedup_cell,
+    value_text,
+)
+from specbench_kangaroo.report.verdicts import verdict
+from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
+from specbench_kangaroo.stats.summary import OVERALL, Summary
+
+INTERVAL_CAPTION = f"in brackets: {INTERVAL_NAME}"
+BASE_CAPTION = "base: tok/s of the baseline"
+IDEAL_CAPTION = "ideal: the speedup if verifying a draft cost one token; of ideal: realised"
+
+_LATENCY = (
+    ("Spec-Bench", "speedup"),
+    ("CR",),
+    ("TTFT,", "ms"),
+    ("base", "TTFT"),
+    ("TPOT,", "ms"),
+    ("base", "TPOT"),
+)
+_ENERGY = (("J per", "token"), ("base J", "per token"))
+_OF_BASELINE = ("tok/s", "TTFT, ms", "TPOT, ms")
+_OF_METHOD = ("speedup", "mean accepted", "acc.\nrate", "tok/s", "base", "ideal", "of\nideal")
+
+
+def section(summary: Summary, method: str, *, with_reason: bool) -> Section:
+    """A method's table, the verdict on its outputs, and why it is slow if it is."""
+    notes = [verdict(summary.methods[method], summary.baseline)]
+    why = reason(summary, method) if with_reason else None
+    against = "" if method == summary.baseline else f" against {summary.baseline}"
+    return Section(
+        title=f"{summary.label(method)}{against}, {summary.model}, {summary.questions}",
+        sheet=_sheet(summary, method),
+        notes=(*notes, why) if why else tuple(notes),
+    )
+
+
+def latency(summary: Summary, method: str) -> Section:
+    """What a method's own table has no room for: Spec-Bench's speedup, passes, and latencies."""
+    energy = _ENERGY if measures_energy(summary, method) else ()
+    columns = (Column(Cell(" ".join(lines), lines)) for lines in (*_LATENCY, *energy))
+    return Section(
+        title=f"{summary.label(method)}: speedup by Spec-Bench's formula, compression, latency",
+        sheet=Sheet(
+            (Column(Cell("task"), left=True), *columns),
+            tuple(_latency_rows(summary, method)),
+            bold=OVERALL,
+            stacked=True,
+        ),
+    )
+
+
+def latency_caption(summary: Summary) -> str:
+    """What the columns of :func:`latency` mean."""
+    return (
+        f"Spec-Bench speedup: mean tok/s over questions, divided by that of {summary.baseline}; "
+        "CR: new tokens per pass of the target, prefill included; "
+        "TTFT: time to the first token; TPOT: time per token after it"
+    )
+
+
+def memory_caption(peak_rss_mb: float) -> str:
+    """The memory of a run, which no method has for itself."""
+    return f"peak memory of the process, which all methods share: {peak_rss_mb:.0f} MiB"
+
+
+def _latency_rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
+    baseline = summary.methods[summary.baseline].tasks
+    energy = ("joules_per_token",) if measures_energy(summary, method) else ()
+    for task, part in summary.methods[method].tasks.items():
+        base = baseline[task].estimates
+        yield (
+            Cell(task),
+            interval_cell(part.estimates, "speedup_specbench"),
+            interval_cell(part.estimates, "compression_rate"),
+            *(
+                _ms_cell(estimates, name)
+                for name in ("ttft_ms", "tpot_ms")
+                for estimates in (part.estimates, base)
+            ),
+            *(
+                interval_cell(estimates, name, ".3g")
+                for name in energy
+                for estimates in (part.estimates, base)
+            ),
+        )
+
+
+def _ms_cell(estimates: Mapping[str, Estimate], name: str) -> Cell:
+    """Milliseconds: a tenth of one matters below a hundred."""
+    long = name in estimates and estimates[name].value >= 99.95
+    return interval_cell(estimates, name, ".0f" if long else ".1f")
+
+
+def _sheet(summary: Summary, method: str) -> Sheet:
+    headings = ["n", *(_OF_BASELINE if method == summary.baseline else _OF_METHOD)]
+    if method == summary.baseline and measures_energy(summary, method):
+        headings.append("J per\ntoken")
+    cells = (Cell(name.replace("\n", " "), tuple(name.split("\n"))) for name in headings)
+    columns = (Column(Cell("task"), left=True), *(Column(cell) for cell in cells))
+    return Sheet(columns, tuple(_rows(summary, method)), bold=OVERALL)
+
+
+def _rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
+    baseline = summary.methods[summary.baseline].tasks
+    for task, part in summary.methods[method].tasks.items():
+        if method == summary.baseline:
+            cells = _of_baseline(part.estimates, energy=measures_energy(summary, method))
+        else:
+            cells = _of_method(part.estimates, baseline[task].estimates)
+        yield (Cell(task), Cell(str(part.n)), *cells)
+
+
+def _of_baseline(estimates: Mapping[str, Estimate], *, energy: bool) -> tuple[Cell, ...]:
+    names = ("tokens_per_second", "ttft_ms", "tpot_ms")
+    cells = [interval_cell(estimates, name, ".1f") for name in names]
+    cells += [interval_cell(estimates, "joules_per_token", ".3g")] if energy else []
+    return tuple(cells)
+
+
+def _of_method(
+    estimates: Mapping[str, Estimate], baseline: Mapping[str, Estimate]
+) -> tuple[Cell, ...]:
+    return (
+        speedup_cell(estimates),
+        interval_cell(estimates, "mean_accepted_tokens"),
+        Cell(value_text(estimates, "acceptance_rate")),
+        Cell(rate_text(estimates)),
+        Cell(rate_text(baseline)),
+        Cell(value_text(estimates, "speedup_ideal")),
+        Cell(value_text(estimates, "realised_over_ideal", ".0%")),
+    )

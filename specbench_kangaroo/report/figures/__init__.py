@@ -1,0 +1,1 @@
+"""The figures of a run, and the tables of steps behind them."""

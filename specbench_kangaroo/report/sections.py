@@ -1,0 +1,97 @@
+"""The order of a report: what comes first for one method, for several, and for several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from specbench_kangaroo.record.schema import COMPLETE
+from specbench_kangaroo.report import comparison, details, device, published, side_by_side
+from specbench_kangaroo.report.sheets import Document, Note, Part, Report, Section
+from specbench_kangaroo.stats.summary import Summary
+
+
+def document_of(
+    summaries: Sequence[Summary], *, with_details: bool, with_published: bool
+) -> Document:
+    """What is to be said of one run or several; see :func:`report_of`."""
+    return Document(
+        side_by_side=side_by_side.section(summaries) if len(summaries) > 1 else None,
+        reports=tuple(
+            report_of(summary, with_details=with_details, with_published=with_published)
+            for summary in summaries
+        ),
+    )
+
+
+def report_of(summary: Summary, *, with_details: bool, with_published: bool = False) -> Report:
+    """What is to be said of a run.
+
+    A run of one method is all detail, and one of the baseline alone has its figures.
+
+    Args:
+        summary: of the run.
+        with_details: add all tables of each method.
+        with_published: add what was published of the same methods.
+    """
+    methods = comparison.others(summary)
+    sections, captions = _first(summary, methods)
+    if with_details:
+        sections += _details(summary, methods)
+        captions += _detail_captions(summary, methods)
+    if with_published and (found := list(_published(summary, methods))):
+        sections += found
+        captions.append(published.CAPTION)
+    return Report(summary.run, tuple(sections), tuple(captions), _closing(summary))
+
+
+def _first(summary: Summary, methods: Sequence[str]) -> tuple[list[Section], list[str]]:
+    """What no reader can do without."""
+    if len(methods) > 1:
+        both = [comparison.overview(summary), comparison.by_task(summary)]
+        return both, list(comparison.captions(summary))
+    (shown,) = methods or [summary.baseline]
+    captions = [details.INTERVAL_CAPTION]
+    if methods:
+        captions = [f"{details.INTERVAL_CAPTION}; {details.BASE_CAPTION}", details.IDEAL_CAPTION]
+    return [details.section(summary, shown, with_reason=True)], captions
+
+
+def _details(summary: Summary, methods: Sequence[str]) -> Iterator[Section]:
+    if len(methods) == 1:
+        yield details.latency(summary, methods[0])
+        return
+    for name in methods:
+        # The reasons stand under the comparison already.
+        shown = (details.section(summary, name, with_reason=False), details.latency(summary, name))
+        label = summary.label(name)
+        yield from (replace(section, part=Part.DETAIL, subject=label) for section in shown)
+
+
+def _detail_captions(summary: Summary, methods: Sequence[str]) -> Iterator[str]:
+    if len(methods) > 1:
+        yield details.BASE_CAPTION
+        yield details.IDEAL_CAPTION
+    if methods:
+        yield details.latency_caption(summary)
+    if any(device.measures_energy(summary, name) for name in methods):
+        yield device.ENERGY_CAPTION
+    if (on_device := device.memory_caption(summary)) is not None:
+        yield on_device
+    if summary.peak_rss_mb is not None:
+        yield details.memory_caption(summary.peak_rss_mb)
+
+
+def _published(summary: Summary, methods: Sequence[str]) -> Iterator[Section]:
+    for name in methods:
+        section = published.section(summary, name)
+        if section is not None:
+            yield replace(section, part=Part.PUBLISHED)
+
+
+def _closing(summary: Summary) -> tuple[Note, ...]:
+    notes = device.notes(summary.device_health)
+    if summary.status == COMPLETE:
+        return notes
+    unfinished = f"The run is {summary.status}: these are the figures of what it has so far."
+    return (*notes, Note(unfinished))

@@ -1,0 +1,122 @@
+"""A run as Spec-Bench's own answer files, which its ``evaluation/speed.py`` reads.
+
+Upstream's speedup is the mean over questions of tokens per second, divided by the same mean of
+the baseline; on these files that is our ``speedup_specbench``.  Two things differ when upstream's
+script itself reads them.  It counts the baseline's tokens anew, from its text, and takes one off
+each turn for the BOS that Vicuna's tokenizer adds; here all methods' token ids were counted.  And
+it reads the first choice only, where ours sums over repeats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from specbench_kangaroo.record.schema import Manifest, Status
+from specbench_kangaroo.record.writer import Run
+from specbench_kangaroo.stats.totals import KEY
+
+Line = Mapping[str, Any]
+
+_ID_LENGTH = 22  # of upstream's random ids
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFile:
+    """The answers of one method: a line per question, in the order of their ids.
+
+    ``left_out`` counts the method's generations that failed and are in no line.
+    """
+
+    name: str
+    lines: tuple[Line, ...]
+    left_out: int
+
+
+def answer_files(run: Run) -> dict[str, AnswerFile]:
+    """The answer file of every method of the run, the baseline's among them, by method.
+
+    A repeat is a choice, as upstream's ``num_choices`` are; turns of a choice are in order.  What
+    failed is left out, down to single turns, so that ``turns`` may be shorter than the question.
+    """
+    lengths = _accept_lengths(run.steps)
+    own = [lengths.get(key, []) for key in _keys(run.generations)]
+    generations = run.generations.assign(
+        accept_lengths=pd.Series(own, index=run.generations.index, dtype=object)
+    )
+    return {
+        name: _answer_file(run.manifest, name, generations[generations["method"] == name])
+        for name in run.manifest.method_names
+    }
+
+
+def model_id(manifest: Manifest, method: str) -> str:
+    """Named as upstream's scripts name it: ``vicuna-7b-v1.3-vanilla-float16-temp-0.0``."""
+    settings = manifest.settings
+    parts = [PurePath(manifest.model).name, method]
+    if "dtype" in settings:
+        parts.append(str(settings["dtype"]))
+    return "-".join([*parts, "temp", str(float(settings.get("temperature", 0.0)))])
+
+
+def _answer_file(manifest: Manifest, method: str, generations: pd.DataFrame) -> AnswerFile:
+    good = generations[generations["status"] == Status.OK.value]
+    lines = tuple(
+        _line(manifest, method, question) for _, question in good.groupby("question_id", sort=True)
+    )
+    name = f"{model_id(manifest, method)}.jsonl"
+    return AnswerFile(name=name, lines=lines, left_out=len(generations) - len(good))
+
+
+def _line(manifest: Manifest, method: str, question: pd.DataFrame) -> Line:
+    first = question.iloc[0]
+    question_id = int(first["question_id"])
+    # Upstream's id is random; the same run exported twice must give the same bytes.
+    identity = f"{manifest.name}/{manifest.created}/{method}/{question_id}"
+    return {
+        "question_id": question_id,
+        "category": str(first["category"]),
+        "answer_id": hashlib.sha256(identity.encode()).hexdigest()[:_ID_LENGTH],
+        "model_id": model_id(manifest, method),
+        "choices": [
+            _choice(repeat, turns) for repeat, turns in question.groupby("repeat", sort=True)
+        ],
+        "tstamp": _seconds(manifest.created),
+    }
+
+
+def _choice(repeat: Any, turns: pd.DataFrame) -> dict[str, Any]:
+    turns = turns.sort_values("turn")
+    return {
+        "index": int(repeat),
+        "turns": [text.strip() for text in turns["text"]],
+        "decoding_steps": [len(steps) for steps in turns["accept_lengths"]],
+        "new_tokens": [int(count) for count in turns["new_tokens"]],
+        "wall_time": [float(total_ms) / 1000.0 for total_ms in turns["total_ms"]],
+        "accept_lengths": [length for steps in turns["accept_lengths"] for length in steps],
+    }
+
+
+def _accept_lengths(steps: pd.DataFrame) -> dict[tuple[Any, ...], list[int]]:
+    """Accepted tokens and the bonus token of every step, by generation."""
+    ordered = steps.sort_values([*KEY, "step"])
+    lengths: dict[tuple[Any, ...], list[int]] = {}
+    for key, accepted in zip(_keys(ordered), ordered["accepted"], strict=True):
+        lengths.setdefault(key, []).append(int(accepted) + 1)
+    return lengths
+
+
+def _keys(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    return list(zip(*(frame[name] for name in KEY), strict=True))
+
+
+def _seconds(created: str) -> float:
+    """Seconds since 1970 of an ISO date, which is UTC where it does not say."""
+    moment = datetime.fromisoformat(created)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,171 @@
+"""One generation as a run records it: its prompt, the decoding, and what went wrong if it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from specbench_kangaroo.engine.clock import clock_for
+from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
+from specbench_kangaroo.engine.sampling import Sampler, SeededChance
+from specbench_kangaroo.machine.devices import peak_rss_mb
+from specbench_kangaroo.machine.nvml import Gauge, Usage
+from specbench_kangaroo.models.templates import chat_prompt
+from specbench_kangaroo.record.errors import DeviceLostError
+from specbench_kangaroo.record.schema import BASELINE, Generation, GenerationKey, Status, StepRecord
+from specbench_kangaroo.run.memory import is_device_lost, is_out_of_memory, reclaim
+from specbench_kangaroo.run.schedule import Round, chance_seed
+from specbench_kangaroo.run.setup import Bench
+
+Answers = Mapping[GenerationKey, Generation]
+
+_ATTEMPTS = 5
+
+
+class NoAnswerError(Exception):
+    """The baseline has no answer to an earlier turn, so that this turn has no prompt."""
+
+
+def prompt_of(bench: Bench, item: Round, answers: Answers) -> list[int]:
+    """Token ids of the round's prompt, which continues the baseline's answers to earlier turns.
+
+    Raises:
+        NoAnswerError: one of those failed.
+        PromptTooLongError: one of those did not fit, so this one cannot either.
+    """
+    turns = item.question.turns
+    history: list[str] = []
+    for turn in range(item.turn):
+        answer = answers[item.key(BASELINE, turn=turn)]
+        if answer.status is Status.PROMPT_TOO_LONG:
+            raise PromptTooLongError(f"the prompt of turn {turn} was too long already")
+        if answer.status is not Status.OK:
+            raise NoAnswerError(f"{BASELINE} failed on turn {turn}, which this turn continues")
+        history += [turns[turn], answer.text]
+    return chat_prompt(
+        bench.loaded.tokenizer,
+        [*history, turns[item.turn]],
+        template=bench.request.model.template,
+    )
+
+
+def generate(
+    bench: Bench, item: Round, method: str, answers: Answers, *, at_most: int | None = None
+) -> tuple[Generation, Sequence[StepRecord]]:
+    """The method's answer to the round's prompt, and its steps.
+
+    An exception becomes the generation's status and error text: one bad prompt, or a method that
+    fails on it, must not cost a run of hours.
+
+    Raises:
+        DeviceLostError: nothing can be generated in this process any more.
+
+    ``answers`` are the run's generations so far, for a prompt that continues one; ``at_most`` is
+    for a warm-up, which has fewer new tokens than the run's limit.
+    """
+    prompt: list[int] = []
+    try:
+        prompt = prompt_of(bench, item, answers)
+        decoded, used = _measured(bench, item, method, prompt, at_most)
+    except PromptTooLongError as error:
+        return _failed(item, method, prompt, Status.PROMPT_TOO_LONG, error), ()
+    except Exception as error:
+        if is_device_lost(error):
+            raise DeviceLostError(_lost_text(error, item, method)) from error
+        failed, out_of_memory = _failed(item, method, prompt, Status.ERROR, error), False
+        if is_out_of_memory(error):
+            failed, out_of_memory = replace(failed, error=_memory_text(error)), True
+    else:
+        return _answered(bench, item, method, prompt, decoded, used), decoded.steps
+    if out_of_memory:
+        reclaim()  # here, where the error and what it held are gone
+    return failed, ()
+
+
+def _measured(
+    bench: Bench, item: Round, method: str, prompt: Sequence[int], at_most: int | None
+) -> tuple[Decoded, Usage]:
+    """Decode; again if the backend captured a graph, which takes as long as hundreds of steps.
+
+    The same answer needs the same graphs, so that the second attempt has them.  It is dropped as
+    well: a capture empties torch's store of device memory, which has to be filled again.
+
+    Raises:
+        RuntimeError: every attempt captured another graph.
+    """
+    warm = True
+    for _ in range(_ATTEMPTS):
+        captures = bench.target.captures
+        gauge = Gauge(bench.target.device)  # before the first stamp
+        decoded = _decode(bench, item, method, prompt, at_most)
+        used = gauge.read()  # after the read-out
+        replayed = bench.target.captures == captures
+        if replayed and warm:
+            return decoded, used
+        warm = replayed
+    raise RuntimeError(f"graphs were captured in {_ATTEMPTS} attempts, which spoils the times")
+
+
+def _decode(
+    bench: Bench, item: Round, method: str, prompt: Sequence[int], at_most: int | None
+) -> Decoded:
+    limit = bench.settings.max_new_tokens
+    sampler = None
+    if bench.sampling is not None:
+        sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.settings.seed, item)))
+    return decode(
+        bench.target,
+        bench.methods[method],
+        prompt,
+        limits=Limits(
+            max_new_tokens=limit if at_most is None else min(at_most, limit),
+            eos=bench.loaded.eos_token_ids,
+        ),
+        # A new one each time: a generation that failed leaves its stamps in its clock.
+        clock=clock_for(bench.target.device),
+        sampler=sampler,
+    )
+
+
+def _answered(
+    bench: Bench, item: Round, method: str, prompt: Sequence[int], decoded: Decoded, used: Usage
+) -> Generation:
+    ids = list(decoded.output_ids)
+    return replace(
+        _blank(item, method, prompt),
+        output_ids=decoded.output_ids,
+        text=bench.loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        new_tokens=len(ids),
+        target_passes=decoded.target_passes,
+        ttft_ms=decoded.ttft_ms,
+        total_ms=decoded.total_ms,
+        energy_j=used.energy_j,
+        peak_device_mb=used.peak_device_mb,
+    )
+
+
+def _failed(
+    item: Round, method: str, prompt: Sequence[int], status: Status, error: Exception
+) -> Generation:
+    # A path in it may hold bytes that are no text, which no file of records can.
+    text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+    return replace(_blank(item, method, prompt), status=status, error=text)
+
+
+def _lost_text(error: Exception, item: Round, method: str) -> str:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return (
+        f"the device was lost while {method} answered question {item.question.question_id} "
+        f"({reason}); see that it works (specbench doctor)"
+    )
+
+
+def _memory_text(error: Exception) -> str:
+    where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+    advice = "fewer --max-new-tokens, fewer methods or a smaller --dtype take less"
+    return f"{type(error).__name__}{where} ({advice}): {error}".rstrip(": ")
+
+
+def _blank(item: Round, method: str, prompt: Sequence[int]) -> Generation:
+    peak_mb = round(peak_rss_mb(), 1)
+    return replace(item.unanswered(method), prompt_tokens=len(prompt), peak_rss_mb=peak_mb)

@@ -1,0 +1,197 @@
+"""What a run needs before it can start: questions, target and methods, checked and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import torch
+
+from specbench_kangaroo.engine.cuda_graphs import Capturer, CudaCapturer
+from specbench_kangaroo.engine.method import Method, MethodOptions
+from specbench_kangaroo.engine.sampling import Sampling
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.machine.devices import default_device, environment, main_device
+from specbench_kangaroo.models.load import LoadedModel, load_model
+from specbench_kangaroo.models.templates import template_named
+from specbench_kangaroo.record.errors import UsageError, look_up
+from specbench_kangaroo.record.schema import BASELINE, Manifest, MethodRecord
+from specbench_kangaroo.run.config import ModelChoice, Request, Settings
+from specbench_kangaroo.run.questions import QuestionSet, load_questions, select
+from specbench_kangaroo.run.registry import method_class, parse_options
+
+_CAPTURERS: Mapping[str, type[CudaCapturer] | None] = {"eager": None, "graph": CudaCapturer}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run as far as it can be checked without its model; it can be sent to another machine."""
+
+    request: Request
+    questions: QuestionSet  # those selected; the hash is the whole set's
+    options: Mapping[str, MethodOptions]  # by method, the baseline first
+    sampling: Sampling | None  # None: greedy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A run that is ready to start; ``methods`` has the baseline first."""
+
+    request: Request
+    loaded: LoadedModel
+    target: Target
+    questions: QuestionSet  # those selected; the hash is the whole set's
+    methods: Mapping[str, Method]
+    sampling: Sampling | None  # None: greedy
+
+    @property
+    def settings(self) -> Settings:
+        """What holds for every method alike."""
+        return self.request.settings
+
+
+def open_bench(request: Request) -> Bench:
+    """Check and load everything that a run needs, what costs least first.
+
+    Raises:
+        UsageError: anything in the request that does not exist, fit or work here.
+    """
+    return load_bench(plan_of(request))
+
+
+def plan_of(request: Request) -> Plan:
+    """Check what needs no model, before any is loaded.
+
+    Raises:
+        UsageError: an unknown question set, task, method, option or setting.
+    """
+    check_backend(request.model)
+    template_named(request.model.template)
+    sampling = sampling_of(request.settings)
+    questions = load_questions(request.questions.source)
+    chosen = select(questions.questions, request.questions.tasks, request.questions.limit)
+    return Plan(
+        request=request,
+        questions=QuestionSet(questions.name, questions.sha256, chosen),
+        options=method_options(request.methods, request.options),
+        sampling=sampling,
+    )
+
+
+def load_bench(plan: Plan) -> Bench:
+    """Load the target and the methods.
+
+    Raises:
+        UsageError: a model, weights, dtype or device that do not exist, fit or work here.
+    """
+    choice = plan.request.model
+    loaded = load_model(
+        choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
+    )
+    capturer = capturer_of(choice, loaded.model.device)
+    target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer, capturer=capturer)
+    return Bench(
+        request=plan.request,
+        loaded=loaded,
+        target=target,
+        questions=plan.questions,
+        methods={
+            name: method_class(name).load(target, given) for name, given in plan.options.items()
+        },
+        sampling=plan.sampling,
+    )
+
+
+def check_backend(choice: ModelChoice) -> None:
+    """Refuse, before anything is loaded, a backend that the chosen device does not have.
+
+    Raises:
+        UsageError: that, or an unknown backend.
+    """
+    capturer = look_up("backend", choice.backend, _CAPTURERS)
+    device = main_device(choice.device or default_device())
+    if capturer is not None and device == "cpu":
+        raise UsageError(
+            f"the {choice.backend} backend needs a CUDA device, not {device}; use --backend eager"
+        )
+
+
+def capturer_of(choice: ModelChoice, device: torch.device) -> Capturer | None:
+    """What the chosen backend captures the passes of a model on ``device`` with, None: nothing."""
+    capturer = look_up("backend", choice.backend, _CAPTURERS)
+    return None if capturer is None else capturer(device)
+
+
+def sampling_of(settings: Settings) -> Sampling | None:
+    """How tokens are drawn, None for greedy.
+
+    Raises:
+        UsageError: a temperature or top-p that makes no distribution.
+    """
+    if settings.temperature == 0:
+        return None
+    try:
+        return Sampling(temperature=settings.temperature, top_p=settings.top_p)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def method_options(methods: Sequence[str], texts: Sequence[str]) -> dict[str, MethodOptions]:
+    """The options of the baseline and of ``methods``, each method once.
+
+    Raises:
+        UsageError: an unknown method or option, a text that is not METHOD.NAME=VALUE, or one for a
+            method that is not in the run.
+    """
+    given: dict[str, dict[str, str]] = {name: {} for name in (BASELINE, *methods)}
+    for name in given:
+        method_class(name)
+    for text in texts:
+        path, equals, value = text.partition("=")
+        method, dot, name = path.partition(".")
+        if not (equals and dot and method and name):
+            raise UsageError(f"--option takes METHOD.NAME=VALUE, not {text!r}")
+        if method not in given:
+            raise UsageError(
+                f"--option {text}: method {method!r} is not in this run, which has "
+                f"{', '.join(given)}; add --method {method}, or leave the option out"
+            )
+        given[method][name] = value
+    return {name: parse_options(name, texts_of) for name, texts_of in given.items()}
+
+
+def manifest(bench: Bench, *, name: str, command: str) -> Manifest:
+    """``run.json`` of a run that starts now."""
+    choice = bench.request.questions
+    settings = asdict(bench.settings) | {
+        "dtype": bench.loaded.dtype,
+        "device": bench.loaded.device,
+        "backend": bench.request.model.backend,
+        "template": bench.request.model.template,
+        "threads": torch.get_num_threads(),
+        "model_revision": bench.loaded.revision,
+        "tasks": list(choice.tasks),
+        "limit": choice.limit,
+    }
+    return Manifest(
+        name=name,
+        command=command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="running",
+        model=bench.loaded.name,
+        questions=bench.questions.name,
+        methods={name: _record(method) for name, method in bench.methods.items()},
+        settings=settings,
+        environment=environment(),
+        hashes={"questions": bench.questions.sha256, "model": bench.loaded.sha256},
+    )
+
+
+def _record(method: Method) -> MethodRecord:
+    return MethodRecord(
+        options=asdict(method.options),
+        weights_sha256=method.weights.get("sha256"),
+        weights_record={key: value for key, value in method.weights.items() if key != "sha256"},
+        lossy=method.lossy,
+    )

@@ -1,0 +1,241 @@
+"""Every metric of a run, with its interval, from the records alone.
+
+A method is measured on
+the prompts that both it and the baseline answered without an error; the others are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from specbench_kangaroo.record.errors import look_up
+from specbench_kangaroo.record.schema import Lossless, Manifest, Status
+from specbench_kangaroo.record.writer import Run
+from specbench_kangaroo.stats.bootstrap import Estimate, Floats, Ratio, estimates
+from specbench_kangaroo.stats.device_health import DeviceHealth, health
+from specbench_kangaroo.stats.metrics import acceptance_at, applicable
+from specbench_kangaroo.stats.sampling_check import SamplingCheck, check_sampling
+from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation, per_question
+
+SUMMARY_VERSION = 1
+OVERALL = "overall"
+TASK_ORDER = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """The figures of one method on one task, or on all; ``n`` questions stand behind them."""
+
+    n: int
+    estimates: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Acceptance at a position of the draft, counted from 1.
+
+    ``marginal`` is the share of all steps that accept this far: CTAR(position).  ``conditional`` is
+    the share of those that draft this far, so that "never drafted" does not read as "rejected".
+    """
+
+    position: int
+    marginal: Estimate
+    conditional: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSummary:
+    """All that a report says about one method."""
+
+    tasks: Mapping[str, TaskSummary]  # "overall" first; empty if no prompt could be paired
+    positions: Sequence[Position]  # empty for a method that does not draft
+    lossless: Mapping[str, int] | None  # None without judgements, as when sampling
+    errors: int
+    prompt_too_long: int
+    excluded: int  # prompts that this method or the baseline has no good answer to
+    lossy: bool  # its outputs may differ from the target's own, by choice
+    sampling: SamplingCheck | None  # None for greedy runs, and for the baseline
+    peak_device_mb: float | None = None  # allocated on the accelerator; None without one
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run in figures, the baseline first among the methods."""
+
+    run: str
+    status: str
+    baseline: str
+    model: str
+    questions: str
+    dtype: str | None
+    device: str | None  # by its own name, as far as the machine tells
+    methods: Mapping[str, MethodSummary]
+    # Of the whole process, which all methods share: no method's own.
+    peak_rss_mb: float | None
+    device_health: DeviceHealth | None = None  # None where its state was not measured
+
+    def label(self, method: str) -> str:
+        """The method's name as tables and figures show it, so that none hides a lossy method."""
+        return f"{method} (lossy)" if self.methods[method].lossy else method
+
+
+def summarise(run: Run) -> Summary:
+    """Every figure of the run."""
+    manifest = run.manifest
+    generations = per_generation(run)
+    return Summary(
+        run=manifest.name,
+        status=manifest.status,
+        baseline=manifest.baseline,
+        model=manifest.model,
+        questions=manifest.questions,
+        dtype=manifest.settings.get("dtype"),
+        device=_device(manifest),
+        methods={name: _method_summary(run, generations, name) for name in manifest.method_names},
+        peak_rss_mb=_peak(run.generations["peak_rss_mb"]),
+        device_health=health(run.device),
+    )
+
+
+def _peak(megabytes: pd.Series) -> float | None:
+    peak = megabytes.max()
+    return None if pd.isna(peak) else float(peak)
+
+
+def _device(manifest: Manifest) -> str | None:
+    device = manifest.settings.get("device")
+    gpus = manifest.environment.get("gpus") or []
+    if device is None or device == "cpu" or not gpus:
+        return manifest.environment.get("cpu") or device
+    index = int(str(device).partition(":")[2] or 0)
+    name: str = gpus[index]["name"] if index < len(gpus) else device
+    return name
+
+
+def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodSummary:
+    baseline = run.manifest.baseline
+    pairs = paired(generations, method=method, baseline=baseline)
+    questions = per_question(pairs)
+    ours = generations[generations["method"] == method]
+    status = ours["status"]
+    asked = generations.loc[generations["method"].isin([method, baseline]), PROMPT]
+    return MethodSummary(
+        tasks=_tasks(questions, compared=method != baseline),
+        positions=_positions(questions),
+        lossless=_verdicts(run, method),
+        errors=int((status == Status.ERROR.value).sum()),
+        prompt_too_long=int((status == Status.PROMPT_TOO_LONG.value).sum()),
+        excluded=len(asked.drop_duplicates()) - len(pairs),
+        lossy=method in run.manifest.methods and run.manifest.methods[method].lossy,
+        sampling=check_sampling(run, method),
+        peak_device_mb=_peak(ours["peak_device_mb"]),
+    )
+
+
+def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]:
+    if questions.empty:
+        return {}
+    ratios = applicable(drafting=_drafts(questions), compared=compared)
+    present = set(questions["task"])
+    order = [task for task in TASK_ORDER if task in present]
+    order += sorted(present - set(TASK_ORDER))
+    parts = {OVERALL: questions} | {task: questions[questions["task"] == task] for task in order}
+    return {
+        task: TaskSummary(n=len(part), estimates=estimates(ratios, _columns(part)))
+        for task, part in parts.items()
+    }
+
+
+def _drafts(questions: pd.DataFrame) -> bool:
+    return bool(questions["drafted"].sum() > 0)
+
+
+def _columns(questions: pd.DataFrame) -> dict[str, Floats]:
+    numbers = questions.select_dtypes("number")
+    return {str(name): numbers[name].to_numpy(dtype=np.float64) for name in numbers.columns}
+
+
+def _positions(questions: pd.DataFrame) -> list[Position]:
+    """Up to the deepest draft of the method."""
+    if not _drafts(questions):
+        return []
+    columns = _columns(questions)
+    ratios: dict[str, Ratio] = {}
+    for i, (marginal, conditional) in enumerate(acceptance_at(columns), start=1):
+        ratios |= {f"marginal_{i}": marginal, f"conditional_{i}": conditional}
+    found = estimates(ratios, columns)
+    return [
+        Position(i, found[f"marginal_{i}"], found[f"conditional_{i}"])
+        for i in range(1, len(ratios) // 2 + 1)
+    ]
+
+
+def _verdicts(run: Run, method: str) -> dict[str, int] | None:
+    verdicts = run.judgements.loc[run.judgements["method"] == method, "verdict"]
+    if verdicts.empty:
+        return None
+    return {verdict.value: int((verdicts == verdict.value).sum()) for verdict in Lossless}
+
+
+def acceptance_by_position(run: Run, method: str) -> pd.DataFrame:
+    """Columns ``position, marginal, conditional``; mean_accepted_tokens == 1 + Σ marginal.
+
+    No rows for a method that does not draft.
+
+    Raises:
+        UsageError: the run has no such method; the message lists those it has.
+    """
+    baseline = run.manifest.baseline
+    look_up("method", method, dict.fromkeys(run.manifest.method_names))
+    pairs = paired(per_generation(run), method=method, baseline=baseline)
+    rows = [
+        (item.position, item.marginal.value, item.conditional.value)
+        for item in _positions(per_question(pairs))
+    ]
+    return pd.DataFrame(rows, columns=["position", "marginal", "conditional"])
+
+
+def to_json(summary: Summary) -> dict[str, Any]:
+    """The document of ``specbench report --format json``; keys that do not apply are absent."""
+    document: dict[str, Any] = {
+        "schema_version": SUMMARY_VERSION,
+        "run": summary.run,
+        "status": summary.status,
+        "baseline": summary.baseline,
+        "model": summary.model,
+        "questions": summary.questions,
+        "methods": {name: _method_json(method) for name, method in summary.methods.items()},
+    }
+    if summary.peak_rss_mb is not None:
+        document["peak_rss_mb"] = summary.peak_rss_mb
+    if summary.device_health is not None:
+        document["device_health"] = asdict(summary.device_health)
+    return document
+
+
+def _method_json(method: MethodSummary) -> dict[str, Any]:
+    document: dict[str, Any] = {"lossy": method.lossy}
+    if method.lossless is not None:
+        document["lossless"] = dict(method.lossless)
+    if method.sampling is not None:
+        document["sampling_check"] = asdict(method.sampling)
+    if method.peak_device_mb is not None:
+        document["peak_device_mb"] = method.peak_device_mb
+    document |= {
+        "errors": method.errors,
+        "prompt_too_long": method.prompt_too_long,
+        "excluded": method.excluded,
+        "tasks": {
+            task: {"n": part.n} | {name: asdict(found) for name, found in part.estimates.items()}
+            for task, part in method.tasks.items()
+        },
+    }
+    if method.positions:
+        document["acceptance_by_position"] = [asdict(item) for item in method.positions]
+        document["ctar"] = {str(item.position): asdict(item.marginal) for item in method.positions}
+    return document
