@@ -35,7 +35,7 @@ __all__ = [
 AUTO = "auto"  # a model larger than one device: as many as it needs
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROBE_TIMEOUT_S = 180  # the first use of a GPU can take a minute
-# The shapes of decoding: one row, a few rows, a prompt, a vector, and attention's batched product.
+# The shapes of decoding: one row, a few rows, a prompt, a vector, packed weights, and attention.
 PROBE = """
 import resource, sys, torch
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -45,6 +45,12 @@ for rows in (1, 8, 512):
     product = torch.nn.functional.linear(torch.ones(rows, 576, dtype=dtype, device=device), weight)
     assert product.float().eq(576).all()
 assert torch.mv(weight, torch.ones(576, dtype=dtype, device=device)).float().eq(576).all()
+try:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+    row = torch.ones(1, 576, dtype=dtype, device=device)
+    torch.ops.mkldnn._linear_pointwise(row, packed, None, "none", [], "")
+except (AttributeError, RuntimeError):
+    pass  # the engine then uses plain products
 query = torch.ones(1, 9, 8, 64, dtype=dtype, device=device)
 attended = torch.nn.functional.scaled_dot_product_attention(query, query, query)
 assert torch.isfinite(attended).all()

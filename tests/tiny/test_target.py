@@ -8,6 +8,7 @@ from specbench_kangaroo.engine import layers
 from specbench_kangaroo.engine import linear as packed
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import chain_parents
+from specbench_kangaroo.machine.devices import probe_dtype
 from specbench_kangaroo.record.errors import UsageError
 
 from .models import FAMILIES, VOCABULARY, random_model, target
@@ -109,13 +110,17 @@ def test_weight_share_falls_from_one_as_layers_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 32, 33, 300, 512])
-def test_prepacked_products_are_the_plain_ones(rows: int) -> None:
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-4), ("bfloat16", 0.1)])
+def test_prepacked_products_are_the_plain_ones(rows: int, dtype: str, close: float) -> None:
+    if not probe_dtype(dtype, "cpu"):
+        pytest.skip(f"{dtype} products do not work on this processor")
     torch.manual_seed(0)
-    weight, bias = torch.randn(48, 32), torch.randn(48)
-    inputs, residual = torch.randn(rows, 32), torch.randn(rows, 48)
+    kind = getattr(torch, dtype)
+    weight, bias = torch.randn(48, 32).to(kind), torch.randn(48).to(kind)
+    inputs, residual = torch.randn(rows, 32).to(kind), torch.randn(rows, 48).to(kind)
     linear = packed.Linear(weight, bias)
-    wanted = inputs @ weight.T + bias
-    torch.testing.assert_close(linear(inputs), wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        linear.add_to(residual, inputs), residual + wanted, rtol=1e-4, atol=1e-4
-    )
+    assert linear._packed == packed.can_prepack("cpu", kind)
+    wanted = inputs.float() @ weight.float().T + bias.float()
+    torch.testing.assert_close(linear(inputs).float(), wanted, rtol=1e-2 * close, atol=close)
+    summed = linear.add_to(residual, inputs).float()
+    torch.testing.assert_close(summed, residual.float() + wanted, rtol=1e-2 * close, atol=close)
