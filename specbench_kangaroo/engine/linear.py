@@ -78,7 +78,10 @@ def can_prepack(device: str, dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError):
         return False
     atol = _TOLERANCE[dtype]
-    return torch.allclose(plain, wanted, atol=atol) and torch.allclose(summed, 2 * wanted, atol=atol)
+    return all(
+        torch.allclose(found, expected, atol=atol)
+        for found, expected in ((plain, wanted), (summed, 2 * wanted))
+    )
 
 
 def _by_blocks(product: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
