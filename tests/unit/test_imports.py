@@ -31,9 +31,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "gate": frozenset({"record", "report", "stats"}),
     "tuning": frozenset({"models", "record", "report", "run", "stats"}),
     "training": frozenset({"engine", "machine", "models", "record", "run"}),
-    "microbench": frozenset(
-        {"engine", "machine", "models", "record", "report", "run", "stats", "training"}
-    ),
+    "microbench": frozenset({"engine", "machine", "models", "record", "report", "run", "stats"}),
     "cli": frozenset(
         {
             *("engine", "gate", "machine", "microbench", "models", "record", "report", "run"),
