@@ -86,28 +86,6 @@ class DraftModel(PlainMethod):
             DraftModelOptions(model=model, threshold=0.3),
         ]
 
-    def generate_options(self) -> dict[str, Any]:
-        """Keyword arguments with which ``generate`` of transformers drafts with the same model.
-
-        It is what ``specbench profile --peers`` sets this method against.  The draft model is
-        loaded once more, as ours has another attention.  The settings are its own generation
-        config's: given to ``generate``, transformers 5.23 ignores them.  Where scikit-learn is
-        installed, transformers adapts a threshold that is not 0.
-
-        Raises:
-            UsageError: the LM heads differ in size: ``generate`` would translate texts instead.
-        """
-        if self._draft.vocab_size != self._target.vocab_size:
-            raise UsageError(
-                f"generate takes no draft model of {self._draft.vocab_size} token ids for a target "
-                f"of {self._target.vocab_size}: choose another draft_model.model"
-            )
-        assistant: Any = _load(self.options.model, self._target).model
-        assistant.generation_config.num_assistant_tokens = self.options.steps
-        assistant.generation_config.num_assistant_tokens_schedule = "constant"
-        assistant.generation_config.assistant_confidence_threshold = self.options.threshold
-        return {"assistant_model": assistant}
-
     def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
         """Let the draft model read the prompt, unless that fills its whole context."""
         self._session = session

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -73,16 +73,6 @@ class PromptLookup(PlainMethod):
     def observe(self, verified: Verified) -> None:
         """Keep the committed tokens; the bonus token is the next root."""
         self._remember([self._chain[node] for node in verified.nodes])
-
-    def generate_options(self) -> dict[str, Any]:
-        """The arguments with which transformers' own ``generate`` looks up the same n-grams.
-
-        ``specbench profile --peers`` sets this method against ``generate`` with them.
-        """
-        return {
-            "prompt_lookup_num_tokens": self.options.tokens,
-            "max_matching_ngram_size": self.options.ngram,
-        }
 
     def _remember(self, tokens: list[int]) -> None:
         """Append to the text, and note every n-gram that ends there for the first time."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from specbench_kangaroo.cli.completion import question_sets
@@ -138,11 +138,11 @@ def _head_lines(method: str, known: KnownHeads) -> str:
 
 def _option_table(method: str, options: type[MethodOptions]) -> Table:
     hints = typing.get_type_hints(options)
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid("", Column(no_wrap=True), "", "", padding=(0, 2))
     for field in fields(options):
         flag = f"{method}.{field.name}={_default(field.default)}"
         help_ = field.metadata.get("help", "")
-        table.add_row("", Text(flag, no_wrap=True), _kind(hints[field.name]), Text(help_))
+        table.add_row("", Text(flag), _kind(hints[field.name]), Text(help_))
     return table
 
 

@@ -17,7 +17,7 @@ from specbench_kangaroo.engine.accept import (
 )
 from specbench_kangaroo.engine.cache import KVCache
 from specbench_kangaroo.engine.clock import Clock, in_order
-from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import DecodesItself, Draft, Method, Session, Verified
 from specbench_kangaroo.engine.sampling import Sampler
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.record.schema import ExitReason, StepRecord
@@ -44,17 +44,19 @@ class Decoded:
         steps: one record a decode step; the prefill, which emits the first token, is none.
         ttft_ms: prefill, the method's ``begin`` and the first token.
         total_ms: everything from the prompt to the last token.
+        has_steps: False of a method that decodes by itself.
     """
 
     output_ids: tuple[int, ...]
     steps: tuple[StepRecord, ...]
     ttft_ms: float
     total_ms: float
+    has_steps: bool = True
 
     @property
     def target_passes(self) -> int:
-        """Passes of the whole target, the prefill included."""
-        return 1 + len(self.steps)
+        """Passes of the whole target, the prefill included; 0 where nobody counts them."""
+        return 1 + len(self.steps) if self.has_steps else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ def decode(
         Exception: whatever the method or the target raises; a note says how far the answer was.
     """
     allowed = _allowed_tokens(target, prompt, limits)
+    if isinstance(method, DecodesItself):
+        return _decoded_by(method, prompt, allowed, eos=limits.eos, clock=clock, sampler=sampler)
     output_ids: list[int] = []
     steps: list[_Step] = []
     clock.stamp()
@@ -108,6 +112,24 @@ def decode(
             output_ids += step.emitted
         clock.stamp()
     return _decoded(output_ids, steps, in_order(clock.read()))
+
+
+def _decoded_by(
+    method: DecodesItself,
+    prompt: Sequence[int],
+    allowed: int,
+    *,
+    eos: frozenset[int],
+    clock: Clock,
+    sampler: Sampler | None,
+) -> Decoded:
+    clock.stamp()
+    output_ids = method.generate(
+        prompt, budget=allowed, eos=eos, sampler=sampler, on_first_token=clock.stamp
+    )
+    clock.stamp()
+    begin, first_token, end = in_order(clock.read())
+    return Decoded(tuple(output_ids), (), first_token - begin, end - begin, has_steps=False)
 
 
 @contextmanager

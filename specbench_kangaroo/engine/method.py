@@ -16,10 +16,10 @@ the token budget, time and records, so a method has none of them.  A whole metho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -197,3 +197,32 @@ class PlainMethod:
 
     def observe(self, verified: Verified) -> None:
         """See :class:`Method`."""
+
+
+@runtime_checkable
+class DecodesItself(Protocol):
+    """A method with a loop of its own, which takes the place of ours; see ``decode``.
+
+    Its generations have tokens and times, but no steps, and its passes of the target are not
+    counted.  Everything else of a :class:`Method` it has too, but for what drafts.
+    """
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        budget: int,
+        eos: frozenset[int],
+        sampler: Sampler | None,
+        on_first_token: Callable[[], None],
+    ) -> Sequence[int]:
+        """The tokens that follow ``prompt``: those of vanilla decoding, up to EOS or the budget.
+
+        Args:
+            prompt: P token ids, no more than the target's context has positions.
+            budget: how many tokens to emit, at least 1; the last one needs no position.
+            eos: tokens that end the text, which are emitted as well.
+            sampler: how tokens are drawn; None means greedy.
+            on_first_token: to be called once, when the first token is there on the device.
+        """
+        ...

@@ -1,4 +1,5 @@
-"""Our loop against the peer's, what verification costs by rows, and the memory floor.
+"""What a machine gives to a target: bandwidth, product rate, the cost of a pass by its rows.
 
-Defines no metric.  Imports the rooms below the command line; torch at import.
+Defines no metric of a method: how fast one is, a run says.  Imports the rooms below the command
+line, but none that trains, tunes or judges; torch at import.
 """

@@ -1,100 +1,127 @@
-"""A profile: our methods against ``generate``, the cost of drafts and of their verification.
+"""A profile: what is asked for, loaded and measured.
 
-Everything runs in one process and takes turns within every repeat, so that a machine whose speed
-drifts hits all alike.
+Passes by rows, of every backend in turn, and the machine's rates beside them in every repeat, so
+that a machine whose speed drifts hits all alike.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from specbench_kangaroo.microbench.bandwidth import measured_bandwidth_gb_s, measured_matmul_tflop_s
-from specbench_kangaroo.microbench.contest import Answer, answer
-from specbench_kangaroo.microbench.subjects import Engine, Subjects
-from specbench_kangaroo.microbench.verify_cost import open_scene, sweep
+import torch
+
+from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.machine import devices
+from specbench_kangaroo.machine.environment import environment
+from specbench_kangaroo.microbench.bandwidth import (
+    measured_bandwidth_gb_s,
+    measured_matmul_tflop_s,
+    weight_bytes_per_token,
+)
+from specbench_kangaroo.microbench.estimates import Profile, Repeat, Sweep, summarise
+from specbench_kangaroo.microbench.passes import Scene, open_scene, sweep
+from specbench_kangaroo.models.load import load_model
+from specbench_kangaroo.models.shapes import LATENCY_ONLY, random_model, shape_named
+from specbench_kangaroo.run.config import ModelChoice
 from specbench_kangaroo.run.pauses import collected_by_hand
+from specbench_kangaroo.run.schedule import rotated
+from specbench_kangaroo.run.setup import capturer_of, check_backend
 
-_WARMUP_TOKENS = 16
 _SWEEPS_A_REPEAT = 5
 
 OnProgress = Callable[[int, int], None]
 """Called with what is done and the total, between measurements and never within one."""
 
-Sweeps = Sequence[Mapping[int, float]]
-"""Milliseconds by rows."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRequest:
+    """A profile as it was asked for."""
+
+    model: ModelChoice  # its backend is not looked at
+    backends: tuple[str, ...] = ("eager",)
+    shape: str | None = None  # random weights of this size in place of the model's
+    repeats: int = 7
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A contestant's answer to the prompt of this index; ``backend`` None is transformers'."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A target by backend, all of the same modules, and what the document says of it."""
 
-    contestant: str
-    prompt: int
-    answer: Answer
-    backend: str | None = None
-    repeat: int = 0
+    targets: Mapping[str, Target]
+    weight_bytes: int  # that one token reads
+    about: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """All that was measured."""
+def open_subject(request: ProfileRequest) -> Subject:
+    """Check and load what a profile measures, what costs least first.
 
-    answers: Sequence[Sample]
-    sweeps: Mapping[str, Sweeps]  # by backend
-    bandwidths_gb_s: Sequence[float]  # one a repeat
-    matmuls_tflop_s: Sequence[float] = ()  # one a repeat
-
-
-def measure(
-    subjects: Subjects, *, new_tokens: int, repeats: int, on_progress: OnProgress
-) -> Samples:
-    """Warm up, then measure everything in turns, ``repeats`` times."""
-    answers: list[Sample] = []
-    sweeps: dict[str, list[Mapping[int, float]]] = {e.backend: [] for e in subjects.engines}
-    bandwidths_gb_s, matmuls_tflop_s = [], []
-    total = repeats * len(subjects.prompts) * len(subjects.turns)
-    target = subjects.engines[0].target
-    with collected_by_hand():
-        _warm_up(subjects, new_tokens)
-        for repeat in range(repeats):
-            for sample in _contest(subjects, repeat, new_tokens):
-                answers.append(sample)
-                on_progress(len(answers), total)
-            for engine in subjects.engines:
-                sweeps[engine.backend] += _sweeps(subjects, engine, repeat)
-            bandwidths_gb_s.append(measured_bandwidth_gb_s(target.device))
-            matmuls_tflop_s.append(measured_matmul_tflop_s(target.device, target.dtype))
-    return Samples(answers, sweeps, bandwidths_gb_s, matmuls_tflop_s)
-
-
-def _contest(subjects: Subjects, repeat: int, new_tokens: int) -> Iterator[Sample]:
-    """Every prompt once, answered by all in an order that rotates with prompt and repeat."""
-    for index, prompt in enumerate(subjects.prompts):
-        gc.collect()
-        start = (index + repeat) % len(subjects.turns)
-        for turn in (*subjects.turns[start:], *subjects.turns[:start]):
-            given = answer(subjects, turn.name, prompt, new_tokens, backend=turn.backend)
-            yield Sample(turn.name, index, given, turn.backend, repeat)
-
-
-def _sweeps(subjects: Subjects, engine: Engine, repeat: int) -> Sweeps:
-    scene = open_scene(engine.target, list(chain(*subjects.prompts)))
-    first = repeat * _SWEEPS_A_REPEAT
-    return [sweep(scene, first + i) for i in range(_SWEEPS_A_REPEAT)]
-
-
-def _warm_up(subjects: Subjects, new_tokens: int) -> None:
-    """All prompts, as kernels are chosen by the length of a prefill; and all sizes of a draft.
-
-    A backend that captures passes does so here: it meets new ones as long as an answer grows.
+    Raises:
+        UsageError: a model, shape, backend, dtype or device that does not exist, fit or work here.
     """
-    for prompt in subjects.prompts:
-        for turn in subjects.turns:
-            captures = turn.backend is not None and subjects.engine(turn.backend).captures
-            tokens = new_tokens if captures else min(new_tokens, _WARMUP_TOKENS)
-            answer(subjects, turn.name, prompt, tokens, backend=turn.backend)
-    for engine in subjects.engines:
-        sweep(open_scene(engine.target, list(chain(*subjects.prompts))), 0)
+    for backend in request.backends:
+        check_backend(replace(request.model, backend=backend))
+    model, about = (_model if request.shape is None else _random_model)(request)
+    targets = {
+        name: Target(
+            model, capturer=capturer_of(replace(request.model, backend=name), model.device)
+        )
+        for name in request.backends
+    }
+    weight_bytes = weight_bytes_per_token(model)
+    about |= {
+        "backend": request.backends[0],
+        "threads": torch.get_num_threads(),
+        "weight_bytes": weight_bytes,
+        "repeats": request.repeats,
+        "environment": environment(),
+    }
+    return Subject(targets=targets, weight_bytes=weight_bytes, about=about)
+
+
+def _model(request: ProfileRequest) -> tuple[Any, dict[str, Any]]:
+    choice = request.model
+    loaded = load_model(
+        choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
+    )
+    said = {"model": loaded.name, "dtype": loaded.dtype, "device": loaded.device}
+    return loaded.model, said
+
+
+def _random_model(request: ProfileRequest) -> tuple[Any, dict[str, Any]]:
+    shape, choice = shape_named(str(request.shape)), request.model
+    device = devices.main_device(devices.check_device(choice.device or devices.default_device()))
+    dtype = devices.check_dtype(choice.dtype or devices.default_dtype(device), device)
+    # Every target lays the weights out anew.
+    model = random_model(shape, dtype=dtype, device=device, copies=1 + len(request.backends))
+    said = {"model": shape.name, "weights": LATENCY_ONLY, "shape": shape.config}
+    return model, said | {"dtype": dtype, "device": device}
+
+
+def measure(subject: Subject, *, repeats: int, on_progress: OnProgress) -> Profile:
+    """Warm up, then measure everything in turns, ``repeats`` times."""
+    with collected_by_hand():
+        scenes = {name: open_scene(target) for name, target in subject.targets.items()}
+        for scene in scenes.values():
+            sweep(scene, 0)  # kernels are chosen and passes captured at their first use
+        found = []
+        for number in range(repeats):
+            on_progress(number, repeats)
+            found.append(_repeat(scenes, number))
+    committed = next(iter(scenes.values())).cache.length
+    counts = {"context_tokens": committed, "sweeps": repeats * _SWEEPS_A_REPEAT}
+    return summarise(found, weight_bytes=subject.weight_bytes, about={**subject.about, **counts})
+
+
+def _repeat(scenes: Mapping[str, Scene], number: int) -> Repeat:
+    sweeps: dict[str, list[Sweep]] = {name: [] for name in scenes}
+    for turn in range(number * _SWEEPS_A_REPEAT, (number + 1) * _SWEEPS_A_REPEAT):
+        for name in rotated(tuple(scenes), turn):
+            sweeps[name].append(sweep(scenes[name], turn))
+    target = next(iter(scenes.values())).target
+    return Repeat(
+        sweeps,
+        measured_bandwidth_gb_s(target.device),
+        measured_matmul_tflop_s(target.device, target.dtype),
+    )

@@ -14,12 +14,11 @@ from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.schema import BASELINE, Generation, GenerationKey, Status, StepRecord
 from specbench_kangaroo.run.memory import is_device_lost, is_out_of_memory, reclaim
+from specbench_kangaroo.run.pauses import without_captures
 from specbench_kangaroo.run.schedule import Round, chance_seed
 from specbench_kangaroo.run.setup import Bench
 
 Answers = Mapping[GenerationKey, Generation]
-
-_ATTEMPTS = 5
 
 
 class NoAnswerError(Exception):
@@ -85,25 +84,14 @@ def generate(
 def _measured(
     bench: Bench, item: Round, method: str, prompt: Sequence[int], at_most: int | None
 ) -> tuple[Decoded, Usage]:
-    """Decode; again if the backend captured a graph, which takes as long as hundreds of steps.
+    """Decode, and read the device's gauge around it."""
 
-    The same answer needs the same graphs, so that the second attempt has them.  It is dropped as
-    well: a capture empties torch's store of device memory, which has to be filled again.
-
-    Raises:
-        RuntimeError: every attempt captured another graph.
-    """
-    warm = True
-    for _ in range(_ATTEMPTS):
-        captures = bench.target.captures
+    def measure() -> tuple[Decoded, Usage]:
         gauge = Gauge(bench.target.device)  # before the first stamp
         decoded = _decode(bench, item, method, prompt, at_most)
-        used = gauge.read()  # after the read-out
-        replayed = bench.target.captures == captures
-        if replayed and warm:
-            return decoded, used
-        warm = replayed
-    raise RuntimeError(f"graphs were captured in {_ATTEMPTS} attempts, which spoils the times")
+        return decoded, gauge.read()  # after the read-out
+
+    return without_captures(bench.target, measure)
 
 
 def _decode(

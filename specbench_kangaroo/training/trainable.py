@@ -53,13 +53,6 @@ class Trainee(Protocol):
         """Write the file that the method loads; ``head`` is one that :meth:`head` made."""
         ...
 
-    def untrained_options(self, path: Path) -> Mapping[str, Any]:
-        """The method's options that load the file at ``path`` and draft whatever its head says.
-
-        For measuring what a draft costs before there is anything that it learnt.
-        """
-        ...
-
 
 class Trainable(Protocol):
     """The class of a method whose draft can be trained."""

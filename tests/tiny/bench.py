@@ -16,12 +16,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench_kangaroo.engine import method
-from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import DecodesItself, Draft, Method, Session, Verified
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.run.questions import Question, QuestionSet
+from specbench_kangaroo.run.registry import method_class, method_names
 from specbench_kangaroo.run.setup import Bench, sampling_of
 from specbench_methods.vanilla import Vanilla
 
@@ -77,6 +78,11 @@ def save_questions(path: Path, *, count: int = 1) -> Path:
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def drafting_methods() -> list[str]:
+    """Every registered method that our loop asks for drafts; the others decode by themselves."""
+    return [name for name in method_names() if not issubclass(method_class(name), DecodesItself)]
 
 
 class Stub:

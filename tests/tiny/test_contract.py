@@ -11,8 +11,9 @@ from specbench_kangaroo.engine.decode import Decoded, Limits, accept, decode, ve
 from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target, TargetOutput
-from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.registry import method_class
 
+from .bench import drafting_methods
 from .models import CONTEXT, FAMILIES, VOCABULARY, target
 
 NO_EOS: frozenset[int] = frozenset()
@@ -24,7 +25,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=method_names())
+@pytest.fixture(params=drafting_methods())
 def methods(request: pytest.FixtureRequest, family: str, tmp_path: Path) -> list[Method]:
     """One method in each of its example settings, on one family."""
     kind, model = method_class(request.param), target(family)

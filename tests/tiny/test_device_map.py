@@ -21,9 +21,9 @@ from specbench_kangaroo.engine.rope import Angles
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.models.load import load_model
-from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.registry import method_class
 
-from .bench import save_model
+from .bench import drafting_methods, save_model
 from .models import FAMILIES, random_model, target
 
 IDS = torch.tensor([5, 9, 3, 14, 7, 11, 3, 14])
@@ -62,7 +62,7 @@ def test_offloaded_layers_give_what_resident_ones_give(family: str, tmp_path: Pa
     torch.testing.assert_close(outputs[0].taps[2], outputs[1].taps[2], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 def test_every_method_runs_on_an_offloaded_target(name: str, tmp_path: Path) -> None:
     found = offloaded("llama-mha-untied", tmp_path / "target")
     limits = Limits(max_new_tokens=12, eos=frozenset())

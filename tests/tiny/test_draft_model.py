@@ -183,8 +183,6 @@ def test_models_that_pad_one_vocabulary_differently_never_draft_the_padding(
     assert max(draft.tree.tokens.tolist()[1:]) < min(size, VOCABULARY)
     assert draft.probabilities[:, size:].sum() == 0
     torch.testing.assert_close(draft.probabilities.sum(-1), torch.ones(4, dtype=torch.float64))
-    with pytest.raises(UsageError, match="generate takes no draft model of"):
-        method.generate_options()
 
 
 def test_the_draft_model_must_be_named(folder: str) -> None:
@@ -233,35 +231,3 @@ def test_the_record_says_which_model_drafted(folder: str) -> None:
     method = DraftModel.load(target(FAMILY), DraftModelOptions(model=folder))
     sha256 = load_model(folder, dtype="float64").sha256
     assert method.weights == {"sha256": sha256, "model": folder}
-
-
-@pytest.mark.parametrize(("threshold", "rows"), [(0.0, 5), (1.1, 2)])
-def test_generate_drafts_with_the_same_model_and_a_constant_length(
-    threshold: float, rows: int, folder: str
-) -> None:
-    """Rows of a pass of transformers' target: the root and γ tokens, or one if it is never sure."""
-    model, untouched = target(FAMILY), random_model(FAMILY)
-    options = DraftModelOptions(model=folder, steps=4, threshold=threshold)
-    method = DraftModel.load(model, options)
-    arguments = method.generate_options()
-    assistant = arguments["assistant_model"]
-    assert assistant.config._attn_implementation != model.config._attn_implementation
-    seen: list[int] = []
-    untouched.register_forward_pre_hook(
-        lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True
-    )
-    ids = torch.tensor([PROMPT])
-    eos = {"eos_token_id": VOCABULARY, "pad_token_id": 0}
-    output = untouched.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=30,
-        do_sample=False,
-        **eos,
-        **arguments,
-    )
-    assert output[0, len(PROMPT) :].tolist() == greedy(model, 30)
-    assert seen[0] == len(PROMPT) + rows - 1
-    assert set(seen[1:-3]) == {rows}, "transformers drafts more or fewer tokens than this method"
-    ours = generate(model, method)
-    assert abs(len(seen) - ours.target_passes) <= 2, "it is not the same method that is compared"

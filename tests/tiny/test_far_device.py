@@ -16,11 +16,12 @@ from specbench_kangaroo.engine.method import Method
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.models.load import LoadedModel, load_model
-from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.training.fit import FitPlan, fit
 from specbench_kangaroo.training.trainable import trainable_names
 from specbench_methods import draft_model
 
+from .bench import drafting_methods
 from .far_device import FAR, far_device, move
 from .models import random_model
 from .test_fit import loaded
@@ -65,7 +66,7 @@ def answer(model: Target, method: Method, temperature: float) -> Decoded:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 def test_methods_keep_tensors_on_the_targets_device(
     name: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +84,7 @@ def test_methods_keep_tensors_on_the_targets_device(
         assert decoded.output_ids == wanted.output_ids, f"{options} decodes otherwise there"
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 def test_the_host_waits_only_where_it_decides(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

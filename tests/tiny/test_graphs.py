@@ -29,11 +29,11 @@ from specbench_kangaroo.engine.tree import TokenTree, chain_parents
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Status
 from specbench_kangaroo.run.generation import generate as answer
-from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.run.schedule import Round
 from specbench_methods.vanilla import Vanilla
 
-from .bench import QUESTIONS, make_bench
+from .bench import QUESTIONS, drafting_methods, make_bench
 from .models import FAMILIES, VOCABULARY, random_model
 
 PLAIN = "llama-gqa-tied"
@@ -123,7 +123,7 @@ def test_few_sizes_of_rows_and_lengths_hold_all() -> None:
 # The same tokens
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_gives_the_tokens_of_eager(family: str, name: str, tmp_path: Path) -> None:
     eager, graph = pair(family)
@@ -135,7 +135,7 @@ def test_every_method_gives_the_tokens_of_eager(family: str, name: str, tmp_path
         assert found == wanted, f"{options} gives another text on backend graph"
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 def test_every_method_draws_the_tokens_of_eager(name: str, tmp_path: Path) -> None:
     eager, graph = pair(PLAIN)
     prompt, sampling = prompt_to(eager, 256), Sampling(temperature=0.8, top_p=0.9)
@@ -153,7 +153,7 @@ def test_every_method_draws_the_tokens_of_eager(name: str, tmp_path: Path) -> No
         assert found == wanted, f"{options} draws another text on backend graph"
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 def test_nothing_that_the_host_decides_is_frozen(name: str, tmp_path: Path) -> None:
     """Positions, lengths and trees change from step to step; a capture must not keep the first."""
     eager, graph = pair("qwen2-mixed-windows", Traced)
@@ -409,7 +409,7 @@ def gpu_pair(family: str) -> tuple[Target, Target]:
 
 @pytest.mark.cuda
 @needs_gpu
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_graphs_give_the_tokens_of_eager(family: str, name: str, tmp_path: Path) -> None:
     eager, graph = gpu_pair(family)

@@ -19,11 +19,11 @@ from specbench_kangaroo.engine.target import TargetOutput
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
 from specbench_kangaroo.run.memory import is_device_lost, is_out_of_memory
-from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.run.runner import execute
 from specbench_kangaroo.run.setup import Bench, manifest
 
-from .bench import FAMILY, Stub, make_bench
+from .bench import FAMILY, Stub, drafting_methods, make_bench
 from .models import target
 
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
@@ -44,7 +44,7 @@ def story(found: Decoded) -> list[Any]:
 # --- every method, broken off and asked again ---
 
 
-@pytest.fixture(params=method_names())
+@pytest.fixture(params=drafting_methods())
 def load(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], list[Method]]:
     """Fresh objects of a method, one in each of its example settings."""
     kind = method_class(request.param)

@@ -18,7 +18,7 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.prompt_lookup import LookupOptions, PromptLookup
 
-from .models import FAMILIES, VOCABULARY, random_model, target
+from .models import FAMILIES, VOCABULARY, target
 
 FAMILY = "llama-gqa-tied"
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
@@ -193,20 +193,3 @@ def test_a_second_generation_copies_nothing_from_the_first() -> None:
 def test_an_option_that_never_drafts_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=rf"prompt_lookup\.{name} must be at least 1, not 0"):
         PromptLookup.load(target(FAMILY), LookupOptions(**{name: 0}))
-
-
-def test_generate_takes_the_arguments_and_gives_the_same_text() -> None:
-    options = LookupOptions(ngram=2, tokens=4)
-    arguments = PromptLookup.load(target(FAMILY), options).generate_options()
-    assert arguments == {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 2}
-    ids = torch.tensor([PROMPT])
-    model = random_model(FAMILY)  # generate needs a model that no Target has taken over
-    model.generation_config.eos_token_id = None
-    found = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        **arguments,
-    )
-    assert found[0, len(PROMPT) :].tolist() == greedy(target(FAMILY), PROMPT, NEW_TOKENS)

@@ -19,9 +19,9 @@ from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.models import quantised
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.registry import method_class, method_names
+from specbench_kangaroo.run.registry import method_class
 
-from .bench import SAVED, save_model
+from .bench import SAVED, drafting_methods, save_model
 from .models import random_model
 
 FAMILY = "llama-mha-untied"
@@ -76,7 +76,7 @@ def test_one_packed_projection_keeps_its_layer_from_being_fused() -> None:
     assert kinds == [LeanLayer, LeanLayer, ModuleLayer, LeanLayer]
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", drafting_methods())
 def test_every_method_is_lossless_on_a_packed_target(
     packed: Target, name: str, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def write_run(folder: Path) -> None:
         (["run", "--dtype", "float"], ["float32", "float16", "float64"]),
         (["run", "--device", "c"], ["cpu", "cuda"]),
         (["report", "some-run", "--format", "m"], ["markdown"]),
-        (["profile", "--method", "van"], ["vanilla"]),
+        (["profile", "--shape", "vicuna-1"], ["vicuna-13b"]),
         (["run", "--seed", ""], []),
     ],
 )

@@ -31,9 +31,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "gate": frozenset({"record", "report", "stats"}),
     "tuning": frozenset({"models", "record", "report", "run", "stats"}),
     "training": frozenset({"engine", "machine", "models", "record", "run"}),
-    "microbench": frozenset(
-        {"engine", "machine", "models", "record", "report", "run", "stats", "training"}
-    ),
+    "microbench": frozenset({"engine", "machine", "models", "record", "report", "run", "stats"}),
     "cli": frozenset(
         {
             *("engine", "gate", "machine", "microbench", "models", "record", "report", "run"),
@@ -49,6 +47,7 @@ KNOWS_TRANSFORMERS = {
     f"{CORE}.models.quantised": "asks which ways of packing weights transformers can load",
     f"{CORE}.models.convert": "reads a GGUF file with transformers' own reader",
     f"{CORE}.models.shapes": "builds a model of random weights from a config",
+    f"{METHODS}.hf_generate": "lets transformers' own generate answer, by a config of its own",
     f"{CORE}.training.distil": "lets the target answer prompts in batches with its own generate",
 }
 LOADS_METHODS = f"{CORE}.run.registry"  # by the package's name, as a string

@@ -49,3 +49,12 @@ def test_methods_say_whether_they_need_heads(capsys: pytest.CaptureFixture[str])
     assert (need["kangaroo"], need["medusa"]) == (shipped, shipped)
     others = {line for name, line in need.items() if name not in ("kangaroo", "medusa")}
     assert others == {"needs no draft heads"}
+
+
+def test_options_are_shown_whole_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = listed("methods", capsys)
+    assert "…" not in text, "an option's name or default is cut off"
+    assert " hf_generate.assistant_confidence_threshold=0.4 " in text

@@ -70,10 +70,6 @@ class KangarooTrainee:
         )
         save_adapter(path, head.module, info)
 
-    def untrained_options(self, path: Path) -> dict[str, Any]:
-        """Without a threshold, under which an untrained draft would stop at once."""
-        return {"adapter": str(path), "threshold": 0.0}
-
 
 def _check_family(model: Any) -> None:
     layer = model.model.layers[0]

@@ -61,10 +61,6 @@ class MedusaTrainee:
         )
         save_heads(path, head.module, info)
 
-    def untrained_options(self, path: Path) -> dict[str, Any]:
-        """The published tree: the file's own comes of what its heads learnt."""
-        return {"heads": str(path), "tree": "published"}
-
 
 class HeadsOverText:
     """The heads on many positions at once; their states go to the target's LM head.

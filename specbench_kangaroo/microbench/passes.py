@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import cycle, islice
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,16 +15,18 @@ from specbench_kangaroo.engine.decode import verify
 from specbench_kangaroo.engine.method import Draft
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
-from specbench_kangaroo.run.schedule import rotated
+from specbench_kangaroo.run.pauses import without_captures
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _COMMITTED = 256  # tokens, if the target's context has room for them
-_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A committed context, above which chains are scored and never committed."""
+    """A committed context, above which chains are scored and never committed.
+
+    It serves until its target generates, which may take over the memory of the cache.
+    """
 
     target: Target
     cache: KVCache
@@ -44,42 +46,35 @@ def rows_of(target: Target) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def open_scene(target: Target, tokens: Sequence[int]) -> Scene:
-    """Commit ``tokens``, from the start again when they run out, up to the context's length.
-
-    A scene serves until the next generation, which may take over the memory of its cache.
-    """
+def open_scene(target: Target) -> Scene:
+    """Commit a text that means nothing: which tokens a pass is about costs nothing."""
     rows = rows_of(target)
     committed = max(1, min(_COMMITTED, target.context_length - max(rows)))
-    enough = committed + max(rows)
-    text = torch.tensor(list(islice(cycle(tokens), enough)), device=target.device)  # (S + T,)
+    count = committed + max(rows)
+    text = (torch.arange(count, device=target.device) * 7919) % target.vocab_size  # (S + T,)
     target.start()
-    cache = target.new_cache(enough)
+    cache = target.new_cache(count)
     target.prefill(text[:committed], cache)
     return Scene(target, cache, text[committed:], rows)
 
 
 def sweep(scene: Scene, number: int) -> Mapping[int, float]:
     """Milliseconds of one pass for each of the rows; ``number`` says where it begins."""
-    order = rotated([str(rows) for rows in scene.rows], number)
-    times_ms = {int(rows): _pass_ms(scene, int(rows)) for rows in order}
+    start = number % len(scene.rows)
+    order = (*scene.rows[start:], *scene.rows[:start])
+    times_ms = {
+        rows: without_captures(scene.target, partial(_pass_ms, scene, rows)) for rows in order
+    }
     return {rows: times_ms[rows] for rows in scene.rows}
 
 
 @torch.inference_mode()
 def _pass_ms(scene: Scene, rows: int) -> float:
-    """Again if the backend captured the pass on the way, which no later one pays for."""
-    target = scene.target
     draft = Draft(TokenTree.chain(scene.tokens[:rows]))
-    clock = clock_for(target.device)
-    for _ in range(_ATTEMPTS):
-        captures = target.captures
-        clock.stamp()
-        verify(target, draft, scene.cache)
-        clock.stamp()
-        # The read-out waits for the device, as the loop does for its decision: the next pass is
-        # launched on an idle device and pays for its launches as it would there.
-        pass_ms = clock.read()[-1]
-        if target.captures == captures:
-            return pass_ms
-    raise RuntimeError(f"a pass of {rows} rows was captured in {_ATTEMPTS} attempts")
+    clock = clock_for(scene.target.device)
+    clock.stamp()
+    verify(scene.target, draft, scene.cache)
+    clock.stamp()
+    # The read-out waits for the device, as the loop does for its decision: the next pass is
+    # launched on an idle device and pays for its launches as it would there.
+    return clock.read()[-1]
