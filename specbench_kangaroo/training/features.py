@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 FINAL = "final"
 BATCH_TOKENS = 2048  # padded tokens per target pass: enough to fill two cores, small in memory
@@ -90,7 +91,7 @@ def collect(
     model_name: str,
     model_sha256: str = "",
     exit_layers: Sequence[int],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureStore:
     """Run the target once over ``documents`` and keep its hidden states under ``folder``.
 
@@ -113,23 +114,21 @@ def collect(
     arrays = _create_arrays(folder, exit_layers, (len(flat), model.config.hidden_size))
     done = 0
     for batch in _batches(lengths):
-        _run_batch(model, [documents[i] for i in batch], [int(starts[i]) for i in batch], arrays)
+        _run_batch(model, [documents[i] for i in batch], starts[batch].tolist(), arrays)
         done += sum(lengths[i] for i in batch)
-        if on_progress:
-            on_progress(done, len(flat))
+        on_progress(done, len(flat))
     for array in arrays.values():
         array.flush()
-    about = {"model": model_name, "model_sha256": model_sha256, "exit_layers": list(exit_layers)}
-    (folder / "meta.json").write_text(json.dumps(about | _spans(documents)))
-    return FeatureStore(folder)
-
-
-def _spans(documents: Sequence[Document]) -> dict[str, Any]:
-    return {
-        "lengths": [len(document.tokens) for document in documents],
+    meta = {
+        "model": model_name,
+        "model_sha256": model_sha256,
+        "exit_layers": list(exit_layers),
+        "lengths": lengths,
         "prompt_lengths": [document.prompt_length for document in documents],
         "tasks": [document.task for document in documents],
     }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return FeatureStore(folder)
 
 
 def _layer_path(folder: Path, layer: int | str) -> Path:
@@ -166,11 +165,8 @@ def _run_batch(
     starts: Sequence[int],
     arrays: Mapping[int | str, np.memmap[Any, np.dtype[np.float16]]],
 ) -> None:
-    longest = max(len(document.tokens) for document in documents)
-    ids = torch.zeros(len(documents), longest, dtype=torch.long)  # [B, S]
-    for row, document in enumerate(documents):
-        ids[row, : len(document.tokens)] = torch.tensor(document.tokens)
-    # Padding is on the right, so no real position can see it under the causal mask.
+    # Padding is on the right, so no real position can see it under the causal mask.  [B, S]
+    ids = pad_sequence([torch.tensor(d.tokens) for d in documents], batch_first=True)
     output = model.model(input_ids=ids.to(model.device), use_cache=False, output_hidden_states=True)
     for layer, array in arrays.items():
         # hidden_states[-1] is after the final norm; hidden_states[l] is after l layers. [B, S, H]
