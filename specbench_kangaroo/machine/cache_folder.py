@@ -57,9 +57,7 @@ def is_published(target: Path, *, stamp: str) -> bool:
         return False
 
 
-def publish(
-    target: Path, *, stamp: str, fill: Callable[[Path], None], console: Console | None = None
-) -> Path:
+def publish(target: Path, *, stamp: str, fill: Callable[[Path], None]) -> Path:
     """Make the folder ``target`` with ``fill(folder)``, unless it is there with this stamp.
 
     ``fill`` writes into a folder beside the target, which takes the target's name when it is
@@ -70,7 +68,7 @@ def publish(
     """
     if is_published(target, stamp=stamp):
         return target
-    with _lock(target.with_name(f"{target.name}.lock"), console or stderr_console()):
+    with _lock(target.with_name(f"{target.name}.lock")):
         if is_published(target, stamp=stamp):
             return target
         for leftover in target.parent.glob(f".{target.name}-*"):  # of a process that was killed
@@ -91,14 +89,16 @@ def stderr_console() -> Console:
 
 
 @contextmanager
-def _lock(path: Path, console: Console) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(blocking=False)
         except filelock.Timeout:
-            with console.status(f"Waiting for another process that prepares {path.stem} …"):
+            with stderr_console().status(
+                f"Waiting for another process that prepares {path.stem} …"
+            ):
                 lock.acquire()
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
