@@ -16,7 +16,6 @@ import typer
 
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.machine.cache_folder import CACHE_VARIABLE, cache_folder
-from specbench_kangaroo.machine.environment import environment
 from specbench_kangaroo.models.catalogue import MODELS, ModelSpec
 from specbench_kangaroo.record.errors import UsageError
 
@@ -32,7 +31,7 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Every check, in the order in which the user should read them."""
-    found = environment()
+    found = devices.environment()
     return [
         _versions(found),
         _processor(found),

@@ -19,9 +19,9 @@ from specbench_kangaroo.machine.devices import (
     check_dtype,
     default_device,
     default_dtype,
+    environment,
     main_device,
 )
-from specbench_kangaroo.machine.environment import environment
 from specbench_kangaroo.microbench.peers import GENERATE, HasPeer, peer_of, peers_of, require_a_peer
 from specbench_kangaroo.microbench.prompts import chat_prompts, longest_prompt, random_prompts
 from specbench_kangaroo.microbench.untrained import untrained_drafts
