@@ -9,10 +9,12 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.machine.cache_folder import CACHE_VARIABLE, cache_folder
@@ -72,12 +74,8 @@ def _cache() -> Finding:
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         detail = f"{folder} cannot be written; {CACHE_VARIABLE} names another folder"
         return Finding("cache", False, detail)
-    size_mb = sum(file.stat().st_size for file in _files(folder)) / 1e6
+    size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     return Finding("cache", True, f"{folder}, {size_mb:.0f} MB")
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _model(spec: ModelSpec) -> Finding:
@@ -99,10 +97,6 @@ def doctor() -> None:
 
     Exit status 1: one of them fails.
     """
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
     findings = diagnose()
     table = Table.grid(padding=(0, 2, 0, 0))
     for finding in findings:
