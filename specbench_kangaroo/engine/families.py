@@ -106,11 +106,9 @@ def is_plain(module: Any) -> bool:
 
     Packed weights (bitsandbytes, GPTQ, AWQ) are not, nor are offloaded ones.
     """
-    return type(module) is nn.Linear and module.weight.is_floating_point() and not _is_away(module)
-
-
-def _is_away(module: nn.Module) -> bool:
-    return any(tensor.is_meta for tensor in module.parameters())
+    if type(module) is not nn.Linear or any(tensor.is_meta for tensor in module.parameters()):
+        return False
+    return module.weight.is_floating_point()
 
 
 def weight_bytes(module: nn.Module) -> int:

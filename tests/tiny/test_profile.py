@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-from specbench_kangaroo.engine.clock import FakeClock
 from specbench_kangaroo.engine.decode import Decoded
 from specbench_kangaroo.engine.method import Method, MethodOptions
 from specbench_kangaroo.microbench import bandwidth, contest
@@ -33,6 +32,7 @@ from specbench_methods.vanilla import Vanilla
 from tests.command import call, refused
 
 from .bench import FAMILY, Cheats, Stub, make_bench, save_model
+from .clocks import FakeClock
 from .models import CONTEXT, random_model
 
 NEW_TOKENS = 6
