@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,24 +88,19 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> AbstractContextManager[object]:
+    """The lock at ``path``, held until the end of a ``with`` statement."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
         try:
-            lock.acquire(blocking=False)
+            return lock.acquire(blocking=False)
         except filelock.Timeout:
-            with stderr_console().status(
-                f"Waiting for another process that prepares {path.stem} …"
-            ):
-                lock.acquire()
+            waiting = f"Waiting for another process that prepares {path.stem} …"
+            with stderr_console().status(waiting):
+                return lock.acquire()
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _cannot_write(folder: Path, error: OSError) -> UsageError:

@@ -145,9 +145,9 @@ class Teacher:
 
 def frequent_tokens(store: FeatureStore, size: int, *, always: Sequence[int]) -> Tensor:
     """(size,) the answers' most frequent token ids, ascending; ``always`` is among them."""
-    counts = np.zeros(max(int(store.tokens.max()), *always) + 1 + size, dtype=np.int64)
-    for document in range(len(store.spans)):
-        np.add.at(counts, store.tokens[_answer_rows(store, document) + 1], 1)
+    rows = np.concatenate([_answer_rows(store, i) for i in range(len(store.spans))])
+    highest = max(int(store.tokens.max()), *always)
+    counts = np.bincount(store.tokens[rows + 1], minlength=highest + 1 + size)
     counts[list(always)] = counts.max() + 1
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:size]).copy())
 
