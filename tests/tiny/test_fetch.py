@@ -118,7 +118,7 @@ def test_an_interpreter_without_pip_is_told_how_to_get_it(
     place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"lacks; .*ensurepip"):
+    with pytest.raises(UsageError, match=r"has no pip; .*ensurepip"):
         catalogue.fetch_registered(place.spec)
 
 
