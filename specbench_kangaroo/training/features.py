@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
+from specbench_kangaroo.record.errors import UsageError
+
 FINAL = "final"
 BATCH_TOKENS = 2048  # padded tokens per target pass: enough to fill two cores, small in memory
 
@@ -82,7 +84,6 @@ class FeatureStore:
         return states
 
 
-@torch.inference_mode()
 def collect(
     model: Any,
     documents: Sequence[Document],
@@ -93,19 +94,55 @@ def collect(
     exit_layers: Sequence[int],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureStore:
-    """Run the target once over ``documents`` and keep its hidden states under ``folder``.
+    """The target's hidden states over ``documents``: those in ``folder``, else made there.
 
     Args:
         model: a ``transformers`` causal language model; its decoder stack is ``model.model``.
-        documents: in the order in which the store will number them.
-        folder: made if need be.
-        model_name: kept with the features, as is ``model_sha256``.
-        model_sha256: identifies the weights, so that no other model's features are mistaken.
+        documents: in the order in which the store numbers them.
+        folder: made if need be.  ``meta.json`` is written last: a folder without it is unfinished.
+        model_name: kept with the features, as is ``model_sha256``, which identifies the weights.
         exit_layers: after how many decoder layers to keep the states, beside the final ones.
         on_progress: called with (rows done, rows in all) after every batch.
 
-    ``meta.json`` is written last: a folder without it is an unfinished collection.
+    Raises:
+        UsageError: the folder holds other text, another model's, or other layers; it is left as is.
     """
+    meta = {"model": model_name, "model_sha256": model_sha256, "exit_layers": list(exit_layers)}
+    if not (folder / "meta.json").exists():
+        lengths = _write_states(model, documents, folder, exit_layers, on_progress)
+        prompts = [document.prompt_length for document in documents]
+        tasks = [document.task for document in documents]
+        meta |= {"lengths": lengths, "prompt_lengths": prompts, "tasks": tasks}
+        (folder / "meta.json").write_text(json.dumps(meta))
+        return FeatureStore(folder)
+    store = FeatureStore(folder)
+    _check(store, documents, meta)
+    return store
+
+
+def _check(store: FeatureStore, documents: Sequence[Document], wanted: Mapping[str, Any]) -> None:
+    folder, name = store.folder, wanted["model"]
+    # Features made before hashes were kept are known by the model's name alone.
+    if store.model != name or store.model_sha256 not in ("", wanted["model_sha256"]):
+        raise UsageError(f"{folder} holds features of {store.model}, not of this {name}")
+    if not store.holds(documents):
+        raise UsageError(f"{folder} holds features of other text; give another --features folder")
+    if missing := set(wanted["exit_layers"]) - set(store.exit_layers):
+        raise UsageError(
+            f"{folder} lacks layer {missing.pop()}, it has {', '.join(map(str, store.exit_layers))}"
+            "; give one of these, or another --features folder"
+        )
+
+
+@torch.inference_mode()
+def _write_states(
+    model: Any,
+    documents: Sequence[Document],
+    folder: Path,
+    exit_layers: Sequence[int],
+    on_progress: Callable[[int, int], None],
+) -> list[int]:
+    """Run the target once over ``documents``; returns how many tokens each of them has."""
     folder.mkdir(parents=True, exist_ok=True)
     lengths = [len(document.tokens) for document in documents]
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -119,16 +156,7 @@ def collect(
         on_progress(done, len(flat))
     for array in arrays.values():
         array.flush()
-    meta = {
-        "model": model_name,
-        "model_sha256": model_sha256,
-        "exit_layers": list(exit_layers),
-        "lengths": lengths,
-        "prompt_lengths": [document.prompt_length for document in documents],
-        "tasks": [document.task for document in documents],
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
-    return FeatureStore(folder)
+    return lengths
 
 
 def _layer_path(folder: Path, layer: int | str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def fit(
     hooks.on_stage("reading text")
     documents, texts = _read(plan.texts, loaded.tokenizer)
     hooks.on_stage("collecting features")
-    store = features(loaded, documents, plan.features, trainee.exit_layer, hooks.on_features)
+    store = _features(loaded, documents, plan.features, trainee.exit_layer, hooks)
     lm_head = _lm_head(loaded)
     head = trainee.head(_vocabulary(store, loaded, plan.draft_vocabulary, len(lm_head)))
     hooks.on_stage("training")  # begins with the target's predictions
@@ -83,44 +83,6 @@ def fit(
     return state
 
 
-def features(
-    loaded: LoadedModel,
-    documents: Sequence[Document],
-    folder: Path,
-    layer: int | str,
-    on_progress: Callable[[int, int], None],
-) -> FeatureStore:
-    """The features of ``documents``: those in ``folder`` if they are finished, else made there.
-
-    Raises:
-        UsageError: the folder holds other text, another model's, or other layers; it is left as is.
-    """
-    layers = [layer] if isinstance(layer, int) else []
-    name, sha256 = loaded.name, loaded.sha256
-    if not (folder / "meta.json").exists():
-        return collect(
-            loaded.model,
-            documents,
-            folder,
-            model_name=name,
-            model_sha256=sha256,
-            exit_layers=layers,
-            on_progress=on_progress,
-        )
-    store = FeatureStore(folder)
-    # Features made before hashes were kept are known by the model's name alone.
-    if store.model != name or store.model_sha256 not in ("", sha256):
-        raise UsageError(f"{folder} holds features of {store.model}, not of this {name}")
-    if not store.holds(documents):
-        raise UsageError(f"{folder} holds features of other text; give another --features folder")
-    if missing := set(layers) - set(store.exit_layers):
-        raise UsageError(
-            f"{folder} lacks layer {missing.pop()}, it has {', '.join(map(str, store.exit_layers))}"
-            "; give one of these, or another --features folder"
-        )
-    return store
-
-
 def _read(
     paths: Sequence[Path], tokenizer: Any
 ) -> tuple[list[Document], list[dict[str, str | int]]]:
@@ -139,6 +101,20 @@ def _read(
             "needed; give more --text"
         )
     return documents, texts
+
+
+def _features(
+    loaded: LoadedModel, documents: Sequence[Document], folder: Path, layer: int | str, hooks: Hooks
+) -> FeatureStore:
+    return collect(
+        loaded.model,
+        documents,
+        folder,
+        model_name=loaded.name,
+        model_sha256=loaded.sha256,
+        exit_layers=[layer] if isinstance(layer, int) else [],  # the final states always are
+        on_progress=hooks.on_features,
+    )
 
 
 def _vocabulary(store: FeatureStore, loaded: LoadedModel, size: int, whole: int) -> Tensor:

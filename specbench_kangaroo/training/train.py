@@ -212,8 +212,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         states = self._head.states(batch.hidden, batch.rows)  # (M, H)
-        loss = distillation_loss(states, self._frozen, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        distillation_loss(states, self._frozen, batch).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._head.module.parameters(), _CLIP_NORM)
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
