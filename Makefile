@@ -54,7 +54,9 @@ test: venv lint types  ## all that CI runs
 	$(PYTEST) tests
 
 reference: venv  ## the page of all commands and flags, after a change of one
-	$(BIN)/python -m specbench_kangaroo.cli.reference
+	$(BIN)/python -m typer specbench_kangaroo.cli.main utils docs --name specbench \
+		--title "The command line, written by make reference" \
+		--output specbench_kangaroo/cli/README.md
 
 regression: venv  ## the default model against its committed reference, by the gates that need no clock
 	folder=$$(mktemp -d) && $(BIN)/specbench run $(REGRESSION_FLAGS) --output "$$folder/run" && \

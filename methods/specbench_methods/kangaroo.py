@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.host import to_host
 from specbench_kangaroo.engine.linear import Linear
 from specbench_kangaroo.engine.method import Draft, MethodOptions, Session, Verified, option
+from specbench_kangaroo.engine.sampling import to_host
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.models.heads import KnownHeads
 from specbench_kangaroo.record.errors import UsageError

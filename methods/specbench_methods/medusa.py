@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.engine.accept import Typical
-from specbench_kangaroo.engine.host import to_host
 from specbench_kangaroo.engine.method import (
     Draft,
     MethodOptions,
@@ -24,6 +23,7 @@ from specbench_kangaroo.engine.method import (
     Verified,
     option,
 )
+from specbench_kangaroo.engine.sampling import to_host
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.heads import KnownHeads

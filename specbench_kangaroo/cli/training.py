@@ -8,64 +8,55 @@ from __future__ import annotations
 import copy
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from typer import Option
 from typer.core import TyperGroup
 
 from specbench_kangaroo.cli.completion import trainable_methods
 from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision, Template
-from specbench_kangaroo.cli.training_progress import progress_bar
 from specbench_kangaroo.machine.cache_folder import stderr_console
 from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.models.templates import template_named
 from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
+
+if TYPE_CHECKING:
+    from specbench_kangaroo.training.train import Hooks, Validation
 
 _ANY_METHOD = "method"
 
 Prompts = Annotated[
     Path, typer.Argument(metavar="PROMPTS", help="JSON lines, also .gz, with 'turns' or 'prompt'.")
 ]
-Answers = Annotated[
-    Path, Option("--output", help="JSON lines; what it has is not done again.", metavar="FILE")
-]
-Text = Annotated[
-    list[Path], Option("--text", help="Made by specbench distil; repeatable.", metavar="FILE")
-]
-Features = Annotated[
-    Path, Option("--features", help="Folder for the target's hidden states.", metavar="DIR")
-]
-Weights = Annotated[Path, Option("--output", help="The file of weights.", metavar="FILE")]
-NewTokens = Annotated[int, Option("--max-new-tokens", min=1, help="Per answer.", metavar="N")]
-PromptTokens = Annotated[
-    int, Option("--max-prompt-tokens", min=1, help="Longer: left out.", metavar="N")
-]
-BatchSize = Annotated[int, Option("--batch", min=1, help="Prompts answered at once.", metavar="N")]
-Limit = Annotated[int | None, Option("--limit", min=1, help="The first N prompts.", metavar="N")]
-Temperature = Annotated[float, Option("--temperature", min=0, help="0 is greedy.", metavar="X")]
-Seed = Annotated[int, Option("--seed", help="Where chance starts from.", metavar="N")]
-ExitLayer = Annotated[
-    int | None, Option("--exit-layer", help="Default: the method's choice.", metavar="N")
-]
-Vocabulary = Annotated[
-    int, Option("--draft-vocabulary", min=0, help="Frequent tokens; 0: all.", metavar="N")
-]
-MaxTokens = Annotated[
-    int, Option("--max-tokens", min=1, help="Answer tokens seen in all.", metavar="N")
-]
-BatchTokens = Annotated[
-    int, Option("--batch-tokens", min=1, help="Answer tokens a step.", metavar="N")
-]
-Rate = Annotated[float, Option("--learning-rate", min=0, help="At its highest.", metavar="X")]
-Optimiser = Annotated[str, Option("--optimiser", help="muon or adamw.", metavar="NAME")]
-Every = Annotated[int, Option("--validate-every", min=1, help="Answer tokens.", metavar="N")]
-Patience = Annotated[
-    int, Option("--patience", min=1, help="Validations without a gain.", metavar="N")
-]
-TargetDtype = Annotated[
-    str, Option("--dtype", help="Of the target; the head is float32.", metavar="NAME")
-]
+Answers = Annotated[Path, Option(help="JSON lines; what it has is not done again.", metavar="FILE")]
+NewTokens = Annotated[int, Option(min=1, help="Per answer.", metavar="N")]
+PromptTokens = Annotated[int, Option(min=1, help="Longer: left out.", metavar="N")]
+BatchSize = Annotated[int, Option(min=1, help="Prompts answered at once.", metavar="N")]
+Limit = Annotated[int | None, Option(min=1, help="The first N prompts.", metavar="N")]
+Temperature = Annotated[float, Option(min=0, help="0 is greedy.", metavar="X")]
+Seed = Annotated[int, Option(help="Where chance starts from.", metavar="N")]
+Text = Annotated[list[Path], Option(help="Made by specbench distil; repeatable.", metavar="FILE")]
+Features = Annotated[Path, Option(help="Folder for the target's hidden states.", metavar="DIR")]
+Weights = Annotated[Path, Option(help="The file of weights.", metavar="FILE")]
+ExitLayer = Annotated[int | None, Option(help="Default: the method's choice.", metavar="N")]
+Vocabulary = Annotated[int, Option(min=0, help="Frequent tokens; 0: all.", metavar="N")]
+MaxTokens = Annotated[int, Option(min=1, help="Answer tokens seen in all.", metavar="N")]
+BatchTokens = Annotated[int, Option(min=1, help="Answer tokens a step.", metavar="N")]
+Rate = Annotated[float, Option(min=0, help="At its highest.", metavar="X")]
+Optimiser = Annotated[str, Option(help="muon or adamw.", metavar="NAME")]
+Every = Annotated[int, Option(min=1, help="Answer tokens.", metavar="N")]
+Patience = Annotated[int, Option(min=1, help="Validations without a gain.", metavar="N")]
+TargetDtype = Annotated[str, Option(help="Of the target; the head is float32.", metavar="NAME")]
 Resume = Annotated[bool, Option("--resume", help="Go on from OUTPUT.checkpoint.")]
 
 
@@ -96,7 +87,7 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
 
     settings = distilling.DistilSettings(**_by_name(context, distilling.DistilSettings))
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
-    with progress_bar("prompts") as bar:
+    with _Bar("prompts") as bar:
         done = distilling.distil(loaded, prompts, output, settings, on_progress=bar.advance_to)
     stderr_console().print(
         f"{done.answered} prompts answered, {done.found} were in {output}, {done.too_long} left "
@@ -152,13 +143,13 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     """Fit this method's draft head to a target's own answers; the best weights are kept."""
     from specbench_kangaroo.models.load import load_model  # noqa: PLC0415
     from specbench_kangaroo.training import fit  # noqa: PLC0415 (imports torch)
-    from specbench_kangaroo.training.state import TrainSettings  # noqa: PLC0415
+    from specbench_kangaroo.training.train import TrainSettings  # noqa: PLC0415
 
     settings = TrainSettings(**_by_name(context, TrainSettings))
     where = {"features": features, "output": output, "texts": tuple(text)}
     plan = fit.FitPlan(**{**_by_name(context, fit.FitPlan), **where}, settings=settings)
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
-    with progress_bar("tokens") as bar:
+    with _Bar("tokens") as bar:
         state = fit.fit(str(context.info_name), loaded, plan, hooks=bar.hooks(max_tokens))
     stderr_console().print(
         f"{output}: agreement {state.best.agreement:.4f} after {state.best.tokens_seen:,} of "
@@ -170,3 +161,58 @@ def _by_name(context: typer.Context, settings: type) -> dict[str, Any]:
     """The values of the flags that are named as fields of a settings class are."""
     names = {field.name for field in fields(settings)}
     return {name: value for name, value in context.params.items() if name in names}
+
+
+class _Bar(Progress):
+    """One bar that goes through the stages of a long job, on standard error; it goes when done.
+
+    Args:
+        unit: what it counts.
+    """
+
+    def __init__(self, unit: str) -> None:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} " + unit),
+            _Rate(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        console = stderr_console()
+        super().__init__(*columns, console=console, transient=True, speed_estimate_period=600)
+        self.stage("")
+
+    def stage(self, name: str) -> None:
+        """Begin a stage whose length is not known yet."""
+        for task in self.task_ids:
+            self.remove_task(task)
+        self.add_task(name, total=None, note="")
+
+    def advance_to(self, done: int, total: int) -> None:
+        """Show how far the stage is."""
+        self.update(self.task_ids[0], completed=done, total=total)
+
+    def hooks(self, max_tokens: int) -> Hooks:
+        """What shows a training; every validation leaves a line behind."""
+        from specbench_kangaroo.training.train import Hooks  # noqa: PLC0415
+
+        def validated(validation: Validation) -> None:
+            note = f"agreement {validation.agreement:.4f}, loss {validation.loss:.3f}"
+            self.update(self.task_ids[0], note=note)
+            self.console.print(f"{validation.tokens_seen:>13,} tokens: {note}")
+
+        return Hooks(
+            on_stage=self.stage,
+            on_features=self.advance_to,
+            on_tokens=lambda seen: self.advance_to(seen, max_tokens),
+            on_validation=validated,
+        )
+
+
+class _Rate(ProgressColumn):
+    """This run's own: rich leaves out the first sample, which holds what was there before."""
+
+    def render(self, task: Task) -> str:
+        return f"{task.speed:,.0f}/s" if task.speed else ""

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.host import to_host
-from specbench_kangaroo.engine.sampling import Sampler
+from specbench_kangaroo.engine.sampling import Sampler, to_host
 from specbench_kangaroo.engine.tree import TokenTree
 
 

@@ -56,10 +56,12 @@ def attend(
             queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
         )
     _, n_queries, rows, size = queries.shape
-    n_kv = keys.shape[1]
+    _, n_kv, slots, _ = keys.shape
     groups = n_queries // n_kv
     folded = queries.reshape(1, n_kv, groups * rows, size)
-    mask = _rows_mask(visible, rows, keys.shape[2], keys.device)
+    mask = visible.mask
+    if visible.causal:
+        mask = torch.ones(rows, slots, dtype=torch.bool, device=keys.device).tril()
     if mask is not None:
         mask = mask.repeat(groups, 1)  # [groups * T, S]
     if softcap is None:
@@ -67,14 +69,8 @@ def attend(
             folded, keys, values, attn_mask=mask, scale=scale
         )
     else:
-        mixed = _capped(folded, keys, values, mask, scale=scale, softcap=softcap)
+        mixed = _capped(folded, keys, values, mask, scale=scale or size**-0.5, softcap=softcap)
     return mixed.view(1, n_queries, rows, size)
-
-
-def _rows_mask(visible: Visibility, rows: int, slots: int, device: torch.device) -> Tensor | None:
-    if not visible.causal:
-        return visible.mask
-    return torch.ones(rows, slots, dtype=torch.bool, device=device).tril()
 
 
 def _capped(
@@ -83,11 +79,10 @@ def _capped(
     values: Tensor,
     mask: Tensor | None,
     *,
-    scale: float | None,
+    scale: float,
     softcap: float,
 ) -> Tensor:
-    logits = queries @ keys.transpose(-1, -2) * (scale or queries.shape[-1] ** -0.5)
-    logits = softcap * torch.tanh(logits / softcap)
+    logits = softcap * torch.tanh(queries @ keys.transpose(-1, -2) * scale / softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
     return logits.softmax(-1) @ values

@@ -7,7 +7,7 @@ synchronisation is at read-out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Protocol
 
@@ -90,23 +90,6 @@ class CudaClock:
     def _recorded(self, event: Any) -> Any:
         event.record(self._stream)
         return event
-
-
-class FakeClock:
-    """Stamps that a test chose."""
-
-    def __init__(self, times_ms: Iterable[float]) -> None:
-        self._times_ms: Iterator[float] = iter(times_ms)
-        self._stamps_ms: list[float] = []
-
-    def stamp(self) -> None:
-        """See :class:`Clock`."""
-        self._stamps_ms.append(next(self._times_ms))
-
-    def read(self) -> list[float]:
-        """See :class:`Clock`."""
-        stamps, self._stamps_ms = self._stamps_ms, []
-        return [stamp - stamps[0] for stamp in stamps]
 
 
 def in_order(stamps_ms: Sequence[float]) -> list[float]:

@@ -46,7 +46,8 @@ def layout_of(model: Any) -> Layout:
     config = model.config
     n_layers = len(model.model.layers)
     kinds = getattr(config, "layer_types", None)
-    rotating = kinds[:n_layers] if kinds and _by_type(_rope_parameters(config)) else []
+    by_type = any(isinstance(value, Mapping) for value in rope_parameters(config).values())
+    rotating = kinds[:n_layers] if kinds and by_type else []
     main = _FULL if _FULL in rotating else next(iter(rotating), None)
     n_heads: int = config.num_attention_heads
     return Layout(
@@ -66,7 +67,7 @@ def context_length(config: Any) -> int:
     training: what is cached by then would be of another model, so its texts end there.
     """
     longest: int = config.max_position_embeddings
-    parameters = _rope_parameters(config)
+    parameters = rope_parameters(config)
     if parameters.get("rope_type") == _LONGROPE:
         first = parameters.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
@@ -75,11 +76,10 @@ def context_length(config: Any) -> int:
     return longest
 
 
-def rope_parameters(config: Any, kind: str | None) -> Mapping[str, Any]:
+def rope_parameters(config: Any, kind: str | None = None) -> Mapping[str, Any]:
     """The rotary settings of the layers of type ``kind``; None where there is but one rotation."""
-    parameters = _rope_parameters(config)
-    found: Mapping[str, Any] = parameters if kind is None else parameters[kind]
-    return found
+    found: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return found if kind is None else found[kind]
 
 
 def not_by_range(model: Any, reason: str) -> UsageError:
@@ -106,11 +106,9 @@ def is_plain(module: Any) -> bool:
 
     Packed weights (bitsandbytes, GPTQ, AWQ) are not, nor are offloaded ones.
     """
-    return type(module) is nn.Linear and module.weight.is_floating_point() and not _is_away(module)
-
-
-def _is_away(module: nn.Module) -> bool:
-    return any(tensor.is_meta for tensor in module.parameters())
+    if type(module) is not nn.Linear or any(tensor.is_meta for tensor in module.parameters()):
+        return False
+    return module.weight.is_floating_point()
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -147,12 +145,3 @@ def _windows(model: Any, kinds: Sequence[str] | None, n_layers: int) -> list[int
     if unknown := set(kinds) - {_FULL, _SLIDING}:
         raise not_by_range(model, f"it has layers of type {', '.join(sorted(unknown))}")
     return [window if kind == _SLIDING else None for kind in kinds[:n_layers]]
-
-
-def _rope_parameters(config: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    return found
-
-
-def _by_type(parameters: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, Mapping) for value in parameters.values())

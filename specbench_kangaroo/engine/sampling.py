@@ -1,4 +1,4 @@
-"""Processed next-token distributions, and the one source of chance.
+"""Processed next-token distributions, their numbers on the host, and the one source of chance.
 
 Draft and target must be processed alike (temperature, top-k, top-p), or losslessness is lost; both
 call :meth:`Sampling.probabilities`.
@@ -7,7 +7,7 @@ call :meth:`Sampling.probabilities`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -77,6 +77,23 @@ class Sampler:
 
     sampling: Sampling
     chance: Chance
+
+
+def to_host(*tensors: Tensor) -> list[Any]:
+    """Each tensor's values, as ``tolist`` gives them, by one read.
+
+    A read waits for all that the device was given before, and every launch after it starts on an
+    idle device: a draft step that reads four times pays for four such gaps.  The values travel as
+    float64, which holds token ids and every smaller float exactly.
+    """
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return [tensor.tolist() for tensor in tensors]
+    packed = torch.cat([tensor.reshape(-1).double() for tensor in tensors]).cpu()  # (N,)
+    sizes = [tensor.numel() for tensor in tensors]
+    return [
+        part.view(tensor.shape).to(tensor.dtype).tolist()
+        for part, tensor in zip(torch.split(packed, sizes), tensors, strict=True)
+    ]
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

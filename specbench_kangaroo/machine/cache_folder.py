@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,12 +34,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remember(path: Path, text: str) -> None:
-    """Keep a small answer in the cache folder; no other process ever reads half of it.
+def remembered(kind: str, key: str, answer: Callable[[], str]) -> str:
+    """A small text kept in the cache folder: ``answer()`` when its key is asked for first.
+
+    No other process ever reads half of it; where ``answer`` raises, nothing is kept.
 
     Raises:
         UsageError: the cache folder cannot be written.
     """
+    path = cache_folder() / kind / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if path.exists():
+        return path.read_text()
+    text = answer()
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +53,7 @@ def remember(path: Path, text: str) -> None:
         scratch.replace(path)
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
+    return text
 
 
 def is_published(target: Path, *, stamp: str) -> bool:
@@ -57,9 +64,7 @@ def is_published(target: Path, *, stamp: str) -> bool:
         return False
 
 
-def publish(
-    target: Path, *, stamp: str, fill: Callable[[Path], None], console: Console | None = None
-) -> Path:
+def publish(target: Path, *, stamp: str, fill: Callable[[Path], None]) -> Path:
     """Make the folder ``target`` with ``fill(folder)``, unless it is there with this stamp.
 
     ``fill`` writes into a folder beside the target, which takes the target's name when it is
@@ -70,7 +75,7 @@ def publish(
     """
     if is_published(target, stamp=stamp):
         return target
-    with _lock(target.with_name(f"{target.name}.lock"), console or stderr_console()):
+    with _lock(target.with_name(f"{target.name}.lock")):
         if is_published(target, stamp=stamp):
             return target
         for leftover in target.parent.glob(f".{target.name}-*"):  # of a process that was killed
@@ -90,22 +95,19 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def _lock(path: Path, console: Console) -> Iterator[None]:
+def _lock(path: Path) -> AbstractContextManager[object]:
+    """The lock at ``path``, held until the end of a ``with`` statement."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(blocking=False)
         except filelock.Timeout:
-            with console.status(f"Waiting for another process that prepares {path.stem} …"):
-                lock.acquire()
+            waiting = f"Waiting for another process that prepares {path.stem} …"
+            with stderr_console().status(waiting):
+                return lock.acquire()
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _cannot_write(folder: Path, error: OSError) -> UsageError:

@@ -1,37 +1,28 @@
-"""Devices and number formats that work on this machine, and the memory this process uses."""
+"""What this machine is and can compute: versions, processor, GPUs, number formats, memory.
+
+No host or user name is recorded: run folders are meant to be published.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from specbench_kangaroo.machine.cache_folder import cache_folder, remember
-from specbench_kangaroo.machine.environment import cpu_flags, cpu_model, environment
+from specbench_kangaroo.machine import nvml as telemetry
+from specbench_kangaroo.machine.cache_folder import remembered
 from specbench_kangaroo.record.errors import UsageError, look_up
 
-__all__ = [
-    "AUTO",
-    "DTYPES",
-    "available_devices",
-    "check_device",
-    "check_dtype",
-    "default_device",
-    "default_dtype",
-    "environment",
-    "main_device",
-    "peak_rss_mb",
-    "probe_dtype",
-    "rss_mb",
-    "working_dtypes",
-]
-
+_PACKAGES = ("torch", "transformers", "numpy")
+_CHECKOUT = Path(__file__).resolve().parents[2]
 AUTO = "auto"  # a model larger than one device: as many as it needs
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROBE_TIMEOUT_S = 180  # the first use of a GPU can take a minute
@@ -65,18 +56,28 @@ def probe_dtype(dtype: str, device: str) -> bool:
     """
     if device == "cpu" and dtype in ("float32", "float64"):
         return True
-    memory = _memory(dtype, device)
-    if memory.exists():
-        return bool(json.loads(memory.read_text())["works"])
-    command = [sys.executable, "-c", PROBE, dtype, device]
+    key = "\n".join((dtype, device, _hardware(device), version("torch"), PROBE))
     try:
-        child = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
+        answer = remembered("probes", key, lambda: _probe(dtype, device))
     except subprocess.TimeoutExpired:
         return False  # not remembered: the machine may only have been busy
-    works = child.returncode == 0
-    answer = {"works": works, "dtype": dtype, "device": device, "exit_status": child.returncode}
-    remember(memory, json.dumps(answer))
-    return works
+    return bool(json.loads(answer)["works"])
+
+
+def _probe(dtype: str, device: str) -> str:
+    command = [sys.executable, "-c", PROBE, dtype, device]
+    child = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
+    works, status = child.returncode == 0, child.returncode
+    return json.dumps({"works": works, "dtype": dtype, "device": device, "exit_status": status})
+
+
+def _hardware(device: str) -> str:
+    if not device.startswith("cuda"):
+        # A virtual machine's model name may be as short as "AMD EPYC": its flags say more.
+        return f"{cpu_model()} {_cpuinfo().get('flags', '')}"
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.get_device_name(device)
 
 
 def working_dtypes(device: str) -> tuple[str, ...]:
@@ -142,20 +143,85 @@ def peak_rss_mb() -> float:
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def rss_mb() -> float:
-    """Resident memory of this process in MiB now."""
-    return float(psutil.Process().memory_info().rss) / 2**20
+def environment() -> dict[str, Any]:
+    """What the manifest keeps of the machine; clocks, power and heat are those of this moment."""
+    import torch  # noqa: PLC0415 (keeps `specbench --help` fast)
+
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(logical=True),
+        "memory_mb": round(psutil.virtual_memory().total / 2**20),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "nvml": telemetry.status(),
+        "git_commit": git_commit(),
+    }
 
 
-def _memory(dtype: str, device: str) -> Path:
-    """The file that keeps a probe's answer for this processor or GPU and this torch."""
-    # A virtual machine's model name may be as short as "AMD EPYC": its flags tell it from others.
-    hardware = _gpu_name(device) if device.startswith("cuda") else f"{cpu_model()} {cpu_flags()}"
-    key = "\n".join((dtype, device, hardware, version("torch"), PROBE))
-    return cache_folder() / "probes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+def cpu_model() -> str:
+    """The processor's model name, as specific as the system tells it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def _gpu_name(device: str) -> str:
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return {}
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in fields.items()}
+
+
+def git_commit(folder: Path = _CHECKOUT) -> str | None:
+    """The commit checked out at ``folder``, with ``-dirty`` if tracked files differ from it.
+
+    None for an installed package, even one inside somebody else's repository.
+    """
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != folder.resolve():
+        return None
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    # The variables that a git hook sets would make git look at another repository.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return None
+    return answer.stdout.strip() or None
+
+
+def _gpu(index: int) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
-    return torch.cuda.get_device_name(device)
+    properties = torch.cuda.get_device_properties(index)
+    known = {"name": properties.name, "memory_mb": round(properties.total_memory / 2**20)}
+    return known | nvml_state(telemetry.uuid_of(torch.device("cuda", index)))
+
+
+def nvml_state(uuid: str) -> dict[str, Any]:
+    """Driver, clocks (MHz), power (W), temperature (°C) and throttle reasons of a GPU.
+
+    Empty where NVML cannot be asked; a reading that the device does not support is None.
+    """
+    try:
+        nvml = telemetry.open_nvml(uuid)
+    except telemetry.NvmlMissingError:  # the environment's "nvml" says why
+        return {}
+    state = nvml.state()
+    return {
+        "driver": nvml.driver,
+        "sm_clock_mhz": state.sm_mhz,
+        "memory_clock_mhz": state.mem_mhz,
+        "power_w": state.power_w,
+        "temperature_c": state.temperature_c,
+        "throttle_reasons": state.throttle if state.throttle is None else list(state.throttle),
+    }

@@ -184,17 +184,15 @@ class Gauge:
     def read(self) -> Usage:
         """Energy of the whole device, whoever used it, and this process's peak of its memory."""
         end_j = self._energy_j()
-        used_j = None
-        if self._start_j is not None and end_j is not None and end_j >= self._start_j:
-            used_j = end_j - self._start_j
-        return Usage(energy_j=used_j, peak_device_mb=self._peak_mb())
+        used_j = None if self._start_j is None or end_j is None else end_j - self._start_j
+        if used_j is not None and used_j < 0:  # the driver was loaded anew
+            used_j = None
+        if self._device.type != "cuda":
+            return Usage(energy_j=used_j)
+        import torch  # noqa: PLC0415
+
+        peak_mb = round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1)
+        return Usage(energy_j=used_j, peak_device_mb=peak_mb)
 
     def _energy_j(self) -> float | None:
         return None if self._nvml is None else self._nvml.energy_j()
-
-    def _peak_mb(self) -> float | None:
-        if self._device.type != "cuda":
-            return None
-        import torch  # noqa: PLC0415
-
-        return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1)

@@ -14,7 +14,7 @@ import torch
 
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.machine import devices
-from specbench_kangaroo.machine.environment import environment
+from specbench_kangaroo.machine.devices import environment
 from specbench_kangaroo.microbench.bandwidth import (
     measured_bandwidth_gb_s,
     measured_matmul_tflop_s,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from specbench_kangaroo.machine.cache_folder import cache_folder, remember, sha256_of
+from specbench_kangaroo.machine.cache_folder import remembered, sha256_of
 from specbench_kangaroo.record.errors import UsageError
 
 # Only what loading reads.  Some repositories hold the same weights again under other names.
@@ -90,9 +90,4 @@ def files_sha256(paths: Sequence[Path]) -> str:
 def _file_sha256(path: Path) -> str:
     state = path.stat()
     key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
-    memory = cache_folder() / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if memory.exists():
-        return memory.read_text()
-    digest = sha256_of(path)
-    remember(memory, digest)
-    return digest
+    return remembered("hashes", key, lambda: sha256_of(path))

@@ -1,28 +1,31 @@
-"""Target models: which are known by name, and how any is loaded."""
+"""Target models: how one is found by its name and loaded, packed weights included."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench_kangaroo.machine import devices
-from specbench_kangaroo.models.catalogue import DEFAULT_MODEL, MODELS, ModelSpec, fetch_registered
+from specbench_kangaroo.models.catalogue import MODELS, fetch_registered
 from specbench_kangaroo.models.convert import quiet_transformers
 from specbench_kangaroo.models.hub import hub_folder, hub_id, weights_sha256
-from specbench_kangaroo.models.quantised import quantisation_of
 from specbench_kangaroo.record.errors import UsageError, look_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "MODELS",
-    "LoadedModel",
-    "ModelSpec",
-    "load_model",
-]
+_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "gptq": ("optimum", "gptqmodel"),
+}
+"""What computes with packed weights, by method; module and distribution have the same name.
+
+transformers knows more methods and says itself what they lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,8 @@ def load_model(
     if dtype is not None:  # before anything is fetched
         devices.check_dtype(dtype, main)
     source = _find(name, revision)
-    packed = quantisation_of(source.folder)
-    kept = packed.dtype if packed is not None and packed.dtype in devices.DTYPES else None
+    packed = _packed_dtype(source.folder)
+    kept = packed if packed in devices.DTYPES else None
     chosen = dtype or devices.check_dtype(kept or devices.default_dtype(main), main)
     model = _load_weights(source.folder, chosen, device, packed=packed is not None).eval()
     tokenizer = _load_tokenizer(source.folder)
@@ -116,6 +119,53 @@ def _find(name: str, revision: str | None) -> _Source:
         return _Source(folder, weights_sha256(folder), folder.name)
     folder = Path(name).expanduser()
     return _Source(folder, weights_sha256(folder), None)
+
+
+def _packed_dtype(folder: Path) -> str | None:
+    """The dtype that packed weights are computed in, by ``config.json``; empty if it names none.
+
+    None for weights that are stored as they are.
+
+    Raises:
+        UsageError: a package is missing, or transformers does not know the method; nothing has
+            been loaded by then.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # loading says what is wrong with it
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(found, dict):
+        return None
+    method = str(found.get("quant_method", "bitsandbytes"))  # old bitsandbytes files name none
+    _check_packages(folder, method)
+    _check_known(folder, {**found, "quant_method": method})
+    return config.get("dtype") or config.get("torch_dtype") or ""
+
+
+def _check_packages(folder: Path, method: str) -> None:
+    missing = [name for name in _PACKAGES.get(method, ()) if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"{folder} holds {method} weights, and {' and '.join(missing)} to compute with them "
+            f"{'is' if len(missing) == 1 else 'are'} not installed: pip install {' '.join(missing)}"
+        )
+
+
+def _check_known(folder: Path, settings: Mapping[str, Any]) -> None:
+    # transformers only warns, and would take packed numbers for weights.
+    from transformers.quantizers.auto import (  # noqa: PLC0415
+        AUTO_QUANTIZATION_CONFIG_MAPPING,
+        AutoHfQuantizer,
+    )
+
+    with quiet_transformers():
+        known = AutoHfQuantizer.supports_quant_method(dict(settings))
+    if not known:
+        raise UsageError(
+            f"{folder} holds {settings['quant_method']} weights, which transformers cannot load; "
+            f"it knows {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}"
+        )
 
 
 def _device_of(model: Any, device: str) -> str:

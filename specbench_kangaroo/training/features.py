@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
+
+from specbench_kangaroo.record.errors import UsageError
 
 FINAL = "final"
 BATCH_TOKENS = 2048  # padded tokens per target pass: enough to fill two cores, small in memory
@@ -81,7 +84,6 @@ class FeatureStore:
         return states
 
 
-@torch.inference_mode()
 def collect(
     model: Any,
     documents: Sequence[Document],
@@ -90,21 +92,57 @@ def collect(
     model_name: str,
     model_sha256: str = "",
     exit_layers: Sequence[int],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureStore:
-    """Run the target once over ``documents`` and keep its hidden states under ``folder``.
+    """The target's hidden states over ``documents``: those in ``folder``, else made there.
 
     Args:
         model: a ``transformers`` causal language model; its decoder stack is ``model.model``.
-        documents: in the order in which the store will number them.
-        folder: made if need be.
-        model_name: kept with the features, as is ``model_sha256``.
-        model_sha256: identifies the weights, so that no other model's features are mistaken.
+        documents: in the order in which the store numbers them.
+        folder: made if need be.  ``meta.json`` is written last: a folder without it is unfinished.
+        model_name: kept with the features, as is ``model_sha256``, which identifies the weights.
         exit_layers: after how many decoder layers to keep the states, beside the final ones.
         on_progress: called with (rows done, rows in all) after every batch.
 
-    ``meta.json`` is written last: a folder without it is an unfinished collection.
+    Raises:
+        UsageError: the folder holds other text, another model's, or other layers; it is left as is.
     """
+    meta = {"model": model_name, "model_sha256": model_sha256, "exit_layers": list(exit_layers)}
+    if not (folder / "meta.json").exists():
+        lengths = _write_states(model, documents, folder, exit_layers, on_progress)
+        prompts = [document.prompt_length for document in documents]
+        tasks = [document.task for document in documents]
+        meta |= {"lengths": lengths, "prompt_lengths": prompts, "tasks": tasks}
+        (folder / "meta.json").write_text(json.dumps(meta))
+        return FeatureStore(folder)
+    store = FeatureStore(folder)
+    _check(store, documents, meta)
+    return store
+
+
+def _check(store: FeatureStore, documents: Sequence[Document], wanted: Mapping[str, Any]) -> None:
+    folder, name = store.folder, wanted["model"]
+    # Features made before hashes were kept are known by the model's name alone.
+    if store.model != name or store.model_sha256 not in ("", wanted["model_sha256"]):
+        raise UsageError(f"{folder} holds features of {store.model}, not of this {name}")
+    if not store.holds(documents):
+        raise UsageError(f"{folder} holds features of other text; give another --features folder")
+    if missing := set(wanted["exit_layers"]) - set(store.exit_layers):
+        raise UsageError(
+            f"{folder} lacks layer {missing.pop()}, it has {', '.join(map(str, store.exit_layers))}"
+            "; give one of these, or another --features folder"
+        )
+
+
+@torch.inference_mode()
+def _write_states(
+    model: Any,
+    documents: Sequence[Document],
+    folder: Path,
+    exit_layers: Sequence[int],
+    on_progress: Callable[[int, int], None],
+) -> list[int]:
+    """Run the target once over ``documents``; returns how many tokens each of them has."""
     folder.mkdir(parents=True, exist_ok=True)
     lengths = [len(document.tokens) for document in documents]
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -113,23 +151,12 @@ def collect(
     arrays = _create_arrays(folder, exit_layers, (len(flat), model.config.hidden_size))
     done = 0
     for batch in _batches(lengths):
-        _run_batch(model, [documents[i] for i in batch], [int(starts[i]) for i in batch], arrays)
+        _run_batch(model, [documents[i] for i in batch], starts[batch].tolist(), arrays)
         done += sum(lengths[i] for i in batch)
-        if on_progress:
-            on_progress(done, len(flat))
+        on_progress(done, len(flat))
     for array in arrays.values():
         array.flush()
-    about = {"model": model_name, "model_sha256": model_sha256, "exit_layers": list(exit_layers)}
-    (folder / "meta.json").write_text(json.dumps(about | _spans(documents)))
-    return FeatureStore(folder)
-
-
-def _spans(documents: Sequence[Document]) -> dict[str, Any]:
-    return {
-        "lengths": [len(document.tokens) for document in documents],
-        "prompt_lengths": [document.prompt_length for document in documents],
-        "tasks": [document.task for document in documents],
-    }
+    return lengths
 
 
 def _layer_path(folder: Path, layer: int | str) -> Path:
@@ -166,11 +193,8 @@ def _run_batch(
     starts: Sequence[int],
     arrays: Mapping[int | str, np.memmap[Any, np.dtype[np.float16]]],
 ) -> None:
-    longest = max(len(document.tokens) for document in documents)
-    ids = torch.zeros(len(documents), longest, dtype=torch.long)  # [B, S]
-    for row, document in enumerate(documents):
-        ids[row, : len(document.tokens)] = torch.tensor(document.tokens)
-    # Padding is on the right, so no real position can see it under the causal mask.
+    # Padding is on the right, so no real position can see it under the causal mask.  [B, S]
+    ids = pad_sequence([torch.tensor(d.tokens) for d in documents], batch_first=True)
     output = model.model(input_ids=ids.to(model.device), use_cache=False, output_hidden_states=True)
     for layer, array in arrays.items():
         # hidden_states[-1] is after the final norm; hidden_states[l] is after l layers. [B, S, H]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from specbench_kangaroo.engine.lm_head import matrix_of
 from specbench_kangaroo.machine.cache_folder import sha256_of
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.files import replacing
+from specbench_kangaroo.training.distil import read_documents
 from specbench_kangaroo.training.features import Document, FeatureStore, collect
-from specbench_kangaroo.training.state import TrainSettings, TrainState, Validation
 from specbench_kangaroo.training.teacher import frequent_tokens
-from specbench_kangaroo.training.texts import read_documents
-from specbench_kangaroo.training.train import DraftHead, Hooks, Trainer
-from specbench_kangaroo.training.trainable import Provenance, Trainee, trainable
+from specbench_kangaroo.training.train import Hooks, Trainer, TrainSettings, TrainState, Validation
+from specbench_kangaroo.training.trainable import Provenance, trainable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,34 +42,8 @@ class FitPlan:
         return self.output.with_name(f"{self.output.name}.checkpoint")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitHooks:
-    """What a caller wants to hear of; all default to silence."""
-
-    on_stage: Callable[[str], None] = lambda _: None
-    on_features: Callable[[int, int], None] = lambda done, total: None
-    on_tokens: Callable[[int], None] = lambda _: None
-    on_validation: Callable[[Validation], None] = lambda _: None
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One file of distilled text, as the record names it."""
-
-    file: str
-    sha256: str
-    documents: int
-    tokens: int  # prompts included
-
-
-@dataclass(frozen=True, slots=True)
-class _Corpus:
-    documents: tuple[Document, ...]
-    texts: tuple[Text, ...]
-
-
 def fit(
-    method: str, loaded: LoadedModel, plan: FitPlan, *, hooks: FitHooks | None = None
+    method: str, loaded: LoadedModel, plan: FitPlan, *, hooks: Hooks | None = None
 ) -> TrainState:
     """Train ``method``'s draft for a target; the best weights so far are always in the output.
 
@@ -78,108 +51,70 @@ def fit(
         UsageError: a method with nothing to train, text that cannot be used, features of other
             text, or a checkpoint that nobody asked to resume.
     """
-    hooks = hooks or FitHooks()
+    hooks = hooks or Hooks()
     _prepare_output(plan)
     trainee = trainable(method).trainee(loaded.model, exit_layer=plan.exit_layer)
     hooks.on_stage("reading text")
-    corpus = _read(plan.texts, loaded.tokenizer)
+    documents, texts = _read(plan.texts, loaded.tokenizer)
     hooks.on_stage("collecting features")
-    store = features(loaded, corpus.documents, plan.features, trainee.exit_layer, hooks.on_features)
+    store = _features(loaded, documents, plan.features, trainee.exit_layer, hooks)
     lm_head = _lm_head(loaded)
     head = trainee.head(_vocabulary(store, loaded, plan.draft_vocabulary, len(lm_head)))
     hooks.on_stage("training")  # begins with the target's predictions
-    trainer = Trainer(
-        head,
-        store,
-        lm_head,
-        plan.settings,
-        checkpoint=plan.checkpoint,
-        config=loaded.model.config,
-    )
-    about = {"method": method, "start": trainee.start, "text": [asdict(t) for t in corpus.texts]}
-    output = _Output(plan, loaded, trainee, head, about)
+    config, checkpoint = loaded.model.config, plan.checkpoint
+    trainer = Trainer(head, store, lm_head, plan.settings, checkpoint=checkpoint, config=config)
+    about = {"method": method, "start": trainee.start, "text": texts}
+    about |= {"package_version": __version__, "dtype": loaded.dtype}
+
+    def write(state: TrainState) -> None:
+        record = {**state.record(plan.settings), **about}
+        provenance = Provenance(loaded.name, loaded.sha256, record, state.best_ranks)
+        with replacing(plan.output) as scratch:
+            trainee.save(scratch, head, provenance)
 
     def on_validation(validation: Validation) -> None:
         if trainer.state.best is validation:  # these are the module's weights now
-            output.write(trainer.state)
+            write(trainer.state)
         hooks.on_validation(validation)
 
-    state = trainer.run(Hooks(on_tokens=hooks.on_tokens, on_validation=on_validation))
-    output.write(state)
-    plan.checkpoint.unlink()
+    state = trainer.run(replace(hooks, on_validation=on_validation))
+    write(state)
+    checkpoint.unlink()
     return state
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    plan: FitPlan
-    loaded: LoadedModel
-    trainee: Trainee
-    head: DraftHead
-    about: Mapping[str, Any]  # the part of the record that training does not change
-
-    def write(self, state: TrainState) -> None:
-        path = self.plan.output
-        record = {**state.record(self.plan.settings), **self.about, "package_version": __version__}
-        record["dtype"] = self.loaded.dtype
-        scratch = path.with_name(f"{path.name}.new")
-        about = (self.loaded.name, self.loaded.sha256)
-        provenance = Provenance(*about, record, state.best_ranks)
-        self.trainee.save(scratch, self.head, provenance)
-        os.replace(scratch, path)  # a kill leaves the file before or the file after, never half
-
-
-def features(
-    loaded: LoadedModel,
-    documents: Sequence[Document],
-    folder: Path,
-    layer: int | str,
-    on_progress: Callable[[int, int], None],
-) -> FeatureStore:
-    """The features of ``documents``: those in ``folder`` if they are finished, else made there.
-
-    Raises:
-        UsageError: the folder holds other text, another model's, or other layers; it is left as is.
-    """
-    layers = [layer] if isinstance(layer, int) else []
-    if not (folder / "meta.json").exists():
-        return collect(
-            loaded.model,
-            documents,
-            folder,
-            model_name=loaded.name,
-            model_sha256=loaded.sha256,
-            exit_layers=layers,
-            on_progress=on_progress,
-        )
-    store = FeatureStore(folder)
-    # Features made before hashes were kept are known by the model's name alone.
-    if store.model != loaded.name or store.model_sha256 not in ("", loaded.sha256):
-        raise UsageError(f"{folder} holds features of {store.model}, not of this {loaded.name}")
-    if not store.holds(documents):
-        raise UsageError(f"{folder} holds features of other text; give another --features folder")
-    if missing := set(layers) - set(store.exit_layers):
-        raise UsageError(
-            f"{folder} lacks layer {missing.pop()}, it has {', '.join(map(str, store.exit_layers))}"
-            "; give one of these, or another --features folder"
-        )
-    return store
-
-
-def _read(paths: Sequence[Path], tokenizer: Any) -> _Corpus:
+def _read(
+    paths: Sequence[Path], tokenizer: Any
+) -> tuple[list[Document], list[dict[str, str | int]]]:
+    """All documents, and each file as the record names it; its tokens include the prompts'."""
     documents: list[Document] = []
-    texts = []
+    texts: list[dict[str, str | int]] = []
     for path in paths:
         found = read_documents(path, tokenizer)
         tokens = sum(len(document.tokens) for document in found)
-        texts.append(Text(path.name, sha256_of(path), len(found), tokens))
+        named: dict[str, str | int] = {"file": path.name, "sha256": sha256_of(path)}
+        texts.append({**named, "documents": len(found), "tokens": tokens})
         documents += found
     if len(documents) < 2:
         raise UsageError(
             f"{len(documents)} answers to train on: at least one to train and one to validate are "
             "needed; give more --text"
         )
-    return _Corpus(tuple(documents), tuple(texts))
+    return documents, texts
+
+
+def _features(
+    loaded: LoadedModel, documents: Sequence[Document], folder: Path, layer: int | str, hooks: Hooks
+) -> FeatureStore:
+    return collect(
+        loaded.model,
+        documents,
+        folder,
+        model_name=loaded.name,
+        model_sha256=loaded.sha256,
+        exit_layers=[layer] if isinstance(layer, int) else [],  # the final states always are
+        on_progress=hooks.on_features,
+    )
 
 
 def _vocabulary(store: FeatureStore, loaded: LoadedModel, size: int, whole: int) -> Tensor:

@@ -1,8 +1,11 @@
-"""What a draft head is trained on: batches of stored states with the target's own predictions.
+"""What a draft head learns from: batches of stored states with the target's predictions; the loss.
 
 Position t's state predicts token t+1, so an answer that starts at P is predicted from P-1 on; a
 prompt's positions are seen by attention but carry no loss.  A head that looks further imitates at
 t what the target predicts at ``t + ahead``, up to the answer's end.
+
+The loss is the soft cross entropy of arXiv 2404.18911, section 3.2, between the target's and the
+draft's next-token distributions at the same position.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from specbench_kangaroo.engine.linear import Linear
 from specbench_kangaroo.engine.lm_head import capped
 from specbench_kangaroo.training.features import FINAL, FeatureStore
 
 _Rows = NDArray[np.int64]  # indices into a store's N rows
 
 _ROWS_AT_ONCE = 4096
+_CHUNK = 256  # positions: a chunk's logits stay in the last-level cache
 _BATCHES_SORTED_TOGETHER = 16  # documents of like length share a batch, yet every epoch differs
 
 
@@ -41,13 +47,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """This batch where the draft head computes."""
-        return Batch(
-            self.hidden.to(device),
-            tuple(rows.to(device) for rows in self.rows),
-            self.teacher_ids.to(device),
-            self.teacher_probabilities.to(device),
-            self.labels.to(device),
-        )
+        ids, probabilities = self.teacher_ids.to(device), self.teacher_probabilities.to(device)
+        rows = tuple(group.to(device) for group in self.rows)
+        return Batch(self.hidden.to(device), rows, ids, probabilities, self.labels.to(device))
 
 
 class Teacher:
@@ -124,13 +126,11 @@ class Teacher:
 
     def _batch(self, hidden: NDArray[np.float16], group: Sequence[int]) -> Batch:
         spans = [self._store.spans[i] for i in group]
-        longest = max(end - start for start, end in spans)
-        states = torch.zeros(len(group), longest, hidden.shape[1])  # [B, S, H]
-        for row, (start, end) in enumerate(spans):
-            # A copy: torch warns of the memory map, which cannot be written.
-            states[row, : end - start] = torch.from_numpy(hidden[start:end].astype(np.float32))
+        # Copies: torch warns of the memory map, which cannot be written.
+        documents = [torch.from_numpy(hidden[slice(*span)].astype(np.float32)) for span in spans]
+        states = pad_sequence(documents, batch_first=True)  # [B, S, H]
         answers = [self._answers[i] for i in group]
-        shifts = [row * longest - start for row, (start, _) in enumerate(spans)]
+        shifts = [row * states.shape[1] - start for row, (start, _) in enumerate(spans)]
         stored = torch.from_numpy(
             np.concatenate([answer[ahead:] for ahead in self._ahead for answer in answers])
         )
@@ -145,11 +145,86 @@ class Teacher:
 
 def frequent_tokens(store: FeatureStore, size: int, *, always: Sequence[int]) -> Tensor:
     """(size,) the answers' most frequent token ids, ascending; ``always`` is among them."""
-    counts = np.zeros(max(int(store.tokens.max()), *always) + 1 + size, dtype=np.int64)
-    for document in range(len(store.spans)):
-        np.add.at(counts, store.tokens[_answer_rows(store, document) + 1], 1)
+    rows = np.concatenate([_answer_rows(store, i) for i in range(len(store.spans))])
+    highest = max(int(store.tokens.max()), *always)
+    counts = np.bincount(store.tokens[rows + 1], minlength=highest + 1 + size)
     counts[list(always)] = counts.max() + 1
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:size]).copy())
+
+
+class FrozenHead:
+    """The LM-head rows that a draft predicts over, laid out for both directions.
+
+    Args:
+        weight: (V', H).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.forward = Linear(weight)  # states -> logits
+        self.backward = Linear(weight.T.contiguous())  # gradient of logits -> of states
+
+
+def distillation_loss(states: Tensor, head: FrozenHead, batch: Batch) -> Tensor:
+    """Mean over rows of ``-sum_k p_k log q_k`` with q = softmax(head(states)).
+
+    Args:
+        states: (M, H) that the draft gives to the LM head.
+    """
+    loss: Tensor = _Loss.apply(states, head, batch)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def soft_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """The same loss from ready logits (M, V'), without its gradient: for validation."""
+    chosen = logits.gather(-1, batch.teacher_ids)  # (M, k)
+    expected = (chosen * batch.teacher_probabilities).sum(-1)
+    return (torch.logsumexp(logits, -1) - expected).mean()
+
+
+def label_ranks(logits: Tensor, batch: Batch) -> Tensor:
+    """(R, O) how many tokens each position's predictions put before the text's own; int32.
+
+    Row r is the r-th position of the first group.  A token outside the vocabulary comes last, and
+    -1 stands where the answer has ended.
+    """
+    chosen = logits.gather(-1, batch.labels.clamp(min=0)[:, None])  # (M, 1)
+    found = (logits > chosen).sum(-1).masked_fill(batch.labels < 0, logits.shape[-1])  # (M,)
+    ranks = found.new_full((len(batch.rows[0]), len(batch.rows)), -1)
+    for group, part in enumerate(torch.split(found, [len(rows) for rows in batch.rows])):
+        ranks[torch.searchsorted(batch.rows[0], batch.rows[group]), group] = part
+    return ranks.int()
+
+
+class _Loss(torch.autograd.Function):
+    """The loss with its gradient, without the logits of all rows ever being kept.
+
+    Autograd would hold several (M, V') matrices at once: for a thousand positions each is larger
+    than the caches, and training is then bound by memory.  Each chunk of positions goes through
+    the head, the softmax and back within one piece of memory; the gradient of the states remains.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: FrozenHead, batch: Batch) -> Tensor:
+        gradient = torch.empty_like(states)
+        total = states.new_zeros(())
+        for start in range(0, len(states), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            ids, wanted = batch.teacher_ids[rows], batch.teacher_probabilities[rows]
+            logits = head.forward(states[rows].detach())  # (m, V')
+            highest = logits.amax(-1, keepdim=True)
+            expected = (logits.gather(-1, ids) * wanted).sum(-1, keepdim=True)
+            weights = logits.sub_(highest).exp_()
+            mass = weights.sum(-1, keepdim=True)
+            total += (mass.log() + highest - expected).sum()
+            weights.div_(mass).scatter_add_(-1, ids, -wanted)  # d loss / d logits
+            gradient[rows] = head.backward(weights)
+        ctx.save_for_backward(gradient.div_(len(states)))
+        return total / len(states)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None
 
 
 def _answer_rows(store: FeatureStore, document: int) -> _Rows:

@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from specbench_kangaroo.models.load import DEFAULT_MODEL, MODELS, LoadedModel, load_model
+from specbench_kangaroo.models.catalogue import DEFAULT_MODEL, MODELS
+from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.models.templates import chat_prompt
 
 pytestmark = pytest.mark.real

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specbench_kangaroo.engine.clock import ClockError, FakeClock, WallClock, in_order
+from specbench_kangaroo.engine.clock import ClockError, WallClock, in_order
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.engine.method import Draft, MethodOptions, PlainMethod, Session, Verified
 from specbench_kangaroo.engine.target import TargetOutput
@@ -14,6 +14,7 @@ from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_kangaroo.run.registry import method_class
 
+from .clocks import FakeClock
 from .models import CONTEXT, VOCABULARY, target
 
 FAMILY = "llama-gqa-tied"

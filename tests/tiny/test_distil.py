@@ -14,8 +14,13 @@ from transformers import GenerationConfig
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training import distil as module
-from specbench_kangaroo.training.distil import Distilled, DistilSettings, distil
-from specbench_kangaroo.training.texts import read_documents, read_prompts
+from specbench_kangaroo.training.distil import (
+    Distilled,
+    DistilSettings,
+    distil,
+    read_documents,
+    read_prompts,
+)
 
 from .models import CONTEXT, random_model
 

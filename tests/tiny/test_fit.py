@@ -16,13 +16,13 @@ from specbench_kangaroo import __version__
 from specbench_kangaroo.cli import training
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.machine.cache_folder import sha256_of
-from specbench_kangaroo.models import load as models
+from specbench_kangaroo.models import load
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.run.registry import method_class, parse_options
 from specbench_kangaroo.training.features import Document
-from specbench_kangaroo.training.fit import FitHooks, FitPlan, fit
-from specbench_kangaroo.training.state import Validation
+from specbench_kangaroo.training.fit import FitPlan, fit
+from specbench_kangaroo.training.train import Hooks, Validation
 from specbench_kangaroo.training.trainable import Provenance, trainable, trainable_names
 
 from .models import CONTEXT, VOCABULARY, random_model
@@ -82,7 +82,7 @@ def test_training_teaches_and_the_file_says_how(
     model: Any, plan: FitPlan, distilled: list[Document]
 ) -> None:
     stages: list[str] = []
-    state = fit("kangaroo", loaded(model), plan, hooks=FitHooks(on_stage=stages.append))
+    state = fit("kangaroo", loaded(model), plan, hooks=Hooks(on_stage=stages.append))
     assert stages[-1] == "training"
     losses = [validation.loss for validation in state.validations]
     assert min(losses[1:]) < losses[0] - 0.03, "training on text that repeats itself must teach"
@@ -132,7 +132,7 @@ def test_the_best_weights_are_on_disk_at_every_validation(model: Any, plan: FitP
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit("kangaroo", loaded(model), plan, hooks=FitHooks(on_validation=look))
+        fit("kangaroo", loaded(model), plan, hooks=Hooks(on_validation=look))
     with pytest.raises(UsageError, match="add --resume"):
         fit("kangaroo", loaded(model), plan)
     resumed = fit("kangaroo", loaded(model), replace(plan, resume=True))
@@ -150,7 +150,7 @@ def test_features_are_made_once_and_never_mistaken(
 ) -> None:
     short = replace(plan, settings=replace(SETTINGS, max_tokens=300))
     made: list[int] = []
-    hooks = FitHooks(on_features=lambda done, total: made.append(done))
+    hooks = Hooks(on_features=lambda done, total: made.append(done))
     fit("kangaroo", loaded(model), short, hooks=hooks)
     count = len(made)
     assert count > 0
@@ -199,7 +199,7 @@ def test_every_trainable_method_loads_what_it_saved(name: str, model: Any, tmp_p
 def test_the_commands_pass_their_flags_on(
     model: Any, plan: FitPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "load_model", lambda *_, **__: loaded(model))
+    monkeypatch.setattr(load, "load_model", lambda *_, **__: loaded(model))
     app = typer.Typer()
     app.command("distil")(training.distil)
     app.add_typer(training.train, name="train")

@@ -14,9 +14,8 @@ from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Session
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import FINAL, Document, collect
-from specbench_kangaroo.training.state import TrainSettings
 from specbench_kangaroo.training.teacher import Teacher
-from specbench_kangaroo.training.train import Trainer
+from specbench_kangaroo.training.train import Trainer, TrainSettings
 from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.medusa import Medusa, MedusaOptions
 from specbench_methods.parts.medusa_heads import (

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specbench_kangaroo.models import hub as weights
+from specbench_kangaroo.models import hub
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import UsageError
@@ -83,26 +83,26 @@ def test_dtype_is_as_asked(folder: Path) -> None:
 
 
 def test_the_hash_follows_the_weights_alone(folder: Path) -> None:
-    before = weights.weights_sha256(folder)
+    before = hub.weights_sha256(folder)
     edit_config(folder, use_cache=False)
-    assert weights.weights_sha256(folder) == before
+    assert hub.weights_sha256(folder) == before
     path = folder / "model.safetensors"
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
-    assert weights.weights_sha256(folder) != before, "an edited file must not keep its old hash"
+    assert hub.weights_sha256(folder) != before, "an edited file must not keep its old hash"
 
 
 def test_the_hash_of_a_large_file_is_not_computed_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = weights.weights_sha256(folder)
+    first = hub.weights_sha256(folder)
 
     def refuse(path: Path) -> str:
         raise AssertionError(f"hashed {path} again")
 
-    monkeypatch.setattr(weights, "sha256_of", refuse)
-    assert weights.weights_sha256(folder) == first
+    monkeypatch.setattr(hub, "sha256_of", refuse)
+    assert hub.weights_sha256(folder) == first
 
 
 @pytest.mark.parametrize(

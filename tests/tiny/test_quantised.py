@@ -16,7 +16,7 @@ from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
 from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
 from specbench_kangaroo.engine.target import Target
-from specbench_kangaroo.models import quantised
+from specbench_kangaroo.models import load
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.run.registry import method_class
@@ -149,7 +149,7 @@ def test_a_missing_package_is_one_line_before_anything_is_loaded(
     install: str,
 ) -> None:
     say_quantised(folder, **settings)
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
     with pytest.raises(UsageError) as caught:
         load_model(str(folder), device="cpu")
@@ -190,7 +190,7 @@ def test_packed_weights_are_placed_at_loading_and_never_moved(
         model.to = refuse  # as bitsandbytes' does
         return model, {"missing_keys": []}
 
-    monkeypatch.setattr(quantised, "find_spec", lambda name: name)
+    monkeypatch.setattr(load, "find_spec", lambda name: name)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     loaded = load_model(str(folder), device="cpu")
     assert asked["device_map"] == {"": "cpu"}

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.training.distillation import (
+from specbench_kangaroo.training.features import FINAL, Document, FeatureStore, collect
+from specbench_kangaroo.training.teacher import (
+    Batch,
     FrozenHead,
+    Teacher,
     distillation_loss,
+    frequent_tokens,
     soft_cross_entropy,
 )
-from specbench_kangaroo.training.features import FINAL, Document, FeatureStore, collect
-from specbench_kangaroo.training.state import TrainSettings
-from specbench_kangaroo.training.teacher import Batch, Teacher, frequent_tokens
-from specbench_kangaroo.training.train import Hooks, Trainer
+from specbench_kangaroo.training.train import Hooks, Trainer, TrainSettings
 from specbench_kangaroo.training.trainable import trainable
 
 from .models import VOCABULARY, random_model

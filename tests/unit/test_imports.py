@@ -43,8 +43,7 @@ LIGHT_ROOMS = ("record", "machine", "models", "stats", "report", "gate", "tuning
 MOST_ENTRIES = 14  # at the top of the package, so that a reader sees all rooms at once
 KNOWS_TRANSFORMERS = {
     f"{CORE}.engine.target": "registers our attention and runs a model's layers by range",
-    f"{CORE}.models.load": "loads models and tokenizers from a folder",
-    f"{CORE}.models.quantised": "asks which ways of packing weights transformers can load",
+    f"{CORE}.models.load": "loads models and tokenizers from a folder, packed weights too",
     f"{CORE}.models.convert": "reads a GGUF file with transformers' own reader",
     f"{CORE}.models.shapes": "builds a model of random weights from a config",
     f"{METHODS}.hf_generate": "lets transformers' own generate answer, by a config of its own",

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.host import to_host
 from specbench_kangaroo.engine.method import Draft, Resume
-from specbench_kangaroo.engine.sampling import Sampler
+from specbench_kangaroo.engine.sampling import Sampler, to_host
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
 
