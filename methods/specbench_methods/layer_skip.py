@@ -33,7 +33,7 @@ from specbench_kangaroo.engine.method import (
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.chain import Chain, StopRule
+from specbench_methods.shared.chain import Chain, StopRule
 
 # LayerSkip's published commands for Llama 2 7B leave after 8 of 32 layers, with γ = 6.
 _PUBLISHED_DEPTH = 4

@@ -41,7 +41,7 @@ from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.draft_tree import best_first
+from specbench_methods.shared.draft_tree import best_first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

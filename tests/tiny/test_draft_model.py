@@ -20,7 +20,7 @@ from specbench_kangaroo.record.schema import ExitReason
 from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
 from specbench_kangaroo.run.setup import open_bench
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
-from specbench_methods.parts.example_models import write_draft_model, write_tokenizer
+from specbench_methods.draft_model.example import write_draft_model, write_tokenizer
 
 from .bench import save_model
 from .chains import assert_drawn_as_told, assert_same_steps, expected_steps, last_logits

@@ -13,7 +13,7 @@ from torch.nn import functional
 from specbench_kangaroo.engine.layers import is_llama_shaped
 from specbench_kangaroo.engine.rope import PlainRotary
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.kangaroo_adapter import (
+from specbench_methods.kangaroo.adapter import (
     KIND,
     Adapter,
     AdapterInfo,
@@ -22,9 +22,9 @@ from specbench_methods.parts.kangaroo_adapter import (
     save_adapter,
     write_untrained,
 )
-from specbench_methods.parts.kangaroo_adapter import load_adapter as load_source
-from specbench_methods.parts.kangaroo_draft import AdapterRunner, Growth
-from specbench_methods.parts.weight_sources import locate
+from specbench_methods.kangaroo.adapter import load_adapter as load_source
+from specbench_methods.kangaroo.draft import AdapterRunner, Growth
+from specbench_methods.shared.weight_sources import locate
 
 from .models import FAMILIES, target
 

@@ -19,7 +19,7 @@ from specbench_kangaroo.engine.tree import attention_mask
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.lookahead import Lookahead, LookaheadOptions
-from specbench_methods.parts.lookahead_window import JacobiWindow, NgramPool
+from specbench_methods.lookahead.window import JacobiWindow, NgramPool
 
 from .models import target
 

@@ -19,17 +19,17 @@ from specbench_kangaroo.training.teacher import Teacher
 from specbench_kangaroo.training.train import Trainer
 from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.medusa import Medusa, MedusaOptions
-from specbench_methods.parts.medusa_heads import (
+from specbench_methods.medusa.heads import (
     KIND,
     Heads,
     HeadsShape,
     LoadedHeads,
     count_parameters,
 )
-from specbench_methods.parts.medusa_heads import load_heads as load_source
-from specbench_methods.parts.medusa_training import HEADS, MedusaTrainee
-from specbench_methods.parts.medusa_trees import PUBLISHED, write_untrained
-from specbench_methods.parts.weight_sources import locate
+from specbench_methods.medusa.heads import load_heads as load_source
+from specbench_methods.medusa.training import HEADS, MedusaTrainee
+from specbench_methods.medusa.trees import PUBLISHED, write_untrained
+from specbench_methods.shared.weight_sources import locate
 
 from .models import VOCABULARY, random_model, target
 

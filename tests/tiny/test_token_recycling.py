@@ -13,7 +13,7 @@ from specbench_kangaroo.engine.method import Draft, Session, Verified
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.draft_tree import TreeShape
+from specbench_methods.shared.draft_tree import TreeShape
 from specbench_methods.token_recycling import TokenRecycling, TokenRecyclingOptions
 
 from .models import FAMILIES, VOCABULARY, target

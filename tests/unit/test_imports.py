@@ -72,7 +72,8 @@ def _sources() -> dict[str, Path]:
 SOURCES = _sources()
 CORE_MODULES = sorted(name for name in SOURCES if name.split(".")[0] == CORE)
 METHOD_NAMES = sorted(
-    path.stem for path in (ROOT / "methods" / METHODS).glob("*.py") if path.stem != "__init__"
+    {path.stem for path in (ROOT / "methods" / METHODS).glob("[!_]*.py")}
+    | {path.parent.name for path in (ROOT / "methods" / METHODS).glob("*/method.py")}
 )
 
 

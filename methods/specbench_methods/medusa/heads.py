@@ -21,9 +21,9 @@ from torch.nn import functional
 from specbench_kangaroo.engine.linear import Linear
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.drafted_tokens import DraftedTokens
-from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
-from specbench_methods.parts.weight_sources import CONFIG, WeightKind, WeightSource
+from specbench_methods.shared.drafted_tokens import DraftedTokens
+from specbench_methods.shared.weight_files import check_sizes, check_tensors, read_weights
+from specbench_methods.shared.weight_sources import CONFIG, WeightKind, WeightSource
 
 KIND = WeightKind(
     method="medusa",

@@ -24,18 +24,18 @@ from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.models.heads import KnownHeads
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.drafted_tokens import DraftedTokens
-from specbench_methods.parts.kangaroo_adapter import (
+from specbench_methods.kangaroo.adapter import (
     KIND,
     AdapterShape,
     LoadedAdapter,
     load_adapter,
     write_untrained,
 )
-from specbench_methods.parts.kangaroo_draft import AdapterRunner, Growth
-from specbench_methods.parts.kangaroo_training import KangarooTrainee
-from specbench_methods.parts.published_heads import known_heads
-from specbench_methods.parts.weight_sources import find_weights
+from specbench_methods.kangaroo.draft import AdapterRunner, Growth
+from specbench_methods.kangaroo.training import KangarooTrainee
+from specbench_methods.shared.drafted_tokens import DraftedTokens
+from specbench_methods.shared.published_heads import known_heads
+from specbench_methods.shared.weight_sources import find_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

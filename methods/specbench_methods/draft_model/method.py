@@ -30,9 +30,9 @@ from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.chain import Chain, StopRule
-from specbench_methods.parts.draft_vocabulary import check_vocabulary
-from specbench_methods.parts.example_models import write_draft_model
+from specbench_methods.draft_model.example import write_draft_model
+from specbench_methods.draft_model.vocabulary import check_vocabulary
+from specbench_methods.shared.chain import Chain, StopRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.draft_tree import TreeShape, read_shape
-from specbench_methods.parts.medusa_heads import (
+from specbench_methods.medusa.heads import (
     Heads,
     HeadsInfo,
     HeadsShape,
     LoadedHeads,
     save_heads,
 )
+from specbench_methods.shared.draft_tree import TreeShape, read_shape
 
 # The authors' tree of 63 nodes for Vicuna 7B (medusa_choices.py, mc_sim_7b_63), by depth: for each
 # parent the number of its likeliest children.

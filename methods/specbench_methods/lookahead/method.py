@@ -26,7 +26,7 @@ from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.lookahead_window import JacobiWindow, NgramPool
+from specbench_methods.lookahead.window import JacobiWindow, NgramPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

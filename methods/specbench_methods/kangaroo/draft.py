@@ -18,7 +18,7 @@ from specbench_kangaroo.engine.rope import PlainRotary, Rope, rotate
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.kangaroo_adapter import LoadedAdapter
+from specbench_methods.kangaroo.adapter import LoadedAdapter
 
 
 @dataclass(slots=True)

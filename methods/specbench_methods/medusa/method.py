@@ -29,13 +29,13 @@ from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.heads import KnownHeads
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.draft_tree import TreeShape
-from specbench_methods.parts.drafted_tokens import DraftedTokens
-from specbench_methods.parts.medusa_heads import KIND, HeadRunner, LoadedHeads, load_heads
-from specbench_methods.parts.medusa_training import MedusaTrainee
-from specbench_methods.parts.medusa_trees import chosen_tree, default_tree, write_untrained
-from specbench_methods.parts.published_heads import known_heads
-from specbench_methods.parts.weight_sources import find_weights
+from specbench_methods.medusa.heads import KIND, HeadRunner, LoadedHeads, load_heads
+from specbench_methods.medusa.training import MedusaTrainee
+from specbench_methods.medusa.trees import chosen_tree, default_tree, write_untrained
+from specbench_methods.shared.draft_tree import TreeShape
+from specbench_methods.shared.drafted_tokens import DraftedTokens
+from specbench_methods.shared.published_heads import known_heads
+from specbench_methods.shared.weight_sources import find_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
