@@ -8,7 +8,7 @@ import torch
 
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, accept, decode, verify
-from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import Draft, Drafter, Method, Session, Verified
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.run.registry import method_class, method_names
@@ -75,33 +75,40 @@ class Watched:
     """A method that checks the cache after every round, as the loop leaves it."""
 
     def __init__(self, inner: Method, model: Target) -> None:
-        self._inner, self._model = inner, model
+        self.inner, self.model = inner, model
+        self.needs, self.max_rows = inner.needs, inner.max_rows
         self.rounds = 0
-        self.options, self.weights = inner.options, inner.weights
-        self.taps, self.max_rows = inner.taps, inner.max_rows
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-        self._session, self._ids = session, prompt.tolist()
-        self._inner.begin(session, prompt, output)
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
+        return WatchedText(self, self.inner.start(session, prompt, output), session, prompt)
+
+
+class WatchedText:
+    def __init__(
+        self, method: Watched, inner: Drafter, session: Session, prompt: torch.Tensor
+    ) -> None:
+        self._method, self._inner, self._session = method, inner, session
+        self._ids = prompt.tolist()
 
     def propose(self, root: int, budget: int) -> Draft:
         self._draft = self._inner.propose(root, budget)
+        rows = self._draft.tree.parents
         assert self._draft.tree.tokens[0] == root, "row 0 must be the last committed token"
-        assert len(self._draft.tree.parents) <= self.max_rows, "the tree is larger than announced"
+        assert len(rows) <= self._method.max_rows, "the tree is larger than announced"
         return self._draft
 
     def observe(self, verified: Verified) -> None:
-        tokens = self._draft.tree.tokens.tolist()
+        tokens, model = self._draft.tree.tokens.tolist(), self._method.model
         self._ids += [tokens[row] for row in verified.nodes]
-        fresh = self._model.new_cache(len(self._ids))
-        self._model.prefill(torch.tensor(self._ids), fresh)
-        for layer in range(self._model.n_layers):
+        fresh = model.new_cache(len(self._ids))
+        model.prefill(torch.tensor(self._ids), fresh)
+        for layer in range(model.n_layers):
             found, wanted = self._session.cache.committed(layer), fresh.committed(layer)
             for kind in ("keys", "values"):
                 error = (getattr(found, kind) - getattr(wanted, kind)).abs().max()
                 assert error < 1e-10, f"{kind} of layer {layer} differ from a fresh prefill's"
         self._inner.observe(verified)
-        self.rounds += 1
+        self._method.rounds += 1
 
 
 def test_after_every_round_the_cache_equals_a_fresh_prefill(
@@ -187,10 +194,9 @@ def first_token(model: Target, method: Method, sampler: Sampler) -> int:
     """The first token that one step of a method emits after the prompt and the root 3."""
     cache = model.new_cache(len(PROMPT) + 1 + method.max_rows)
     prompt = torch.tensor(PROMPT)
-    prefill = model.prefill(prompt, cache, taps=method.taps)
+    prefill = model.prefill(prompt, cache, method.needs)
     session = Session(cache, method.max_rows, sampler, NO_EOS)
-    method.begin(session, prompt, prefill)
-    draft = method.propose(3, 1)
+    draft = method.start(session, prompt, prefill).propose(3, 1)
     acceptance = accept(draft, verify(model, draft, cache), sampler)
     if len(acceptance.nodes) > 1:
         return int(draft.tree.tokens[acceptance.nodes[1]])

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from specbench_kangaroo.loading import catalogue
 
 from specbench_kangaroo.cli import doctor
 from specbench_kangaroo.machine import devices, environment
+from specbench_kangaroo.models import catalogue
 from specbench_kangaroo.record.errors import UsageError
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"

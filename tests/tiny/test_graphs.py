@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.cuda_graphs import Capturer, CudaCapturer, Graphs, Uncaptured
 from specbench_kangaroo.engine.decode import Limits, decode, verify
-from specbench_kangaroo.engine.method import Draft, Method, MethodOptions
+from specbench_kangaroo.engine.method import Draft, Drafter, Method, MethodOptions
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.segments import ROWS, Replay, length_bucket, rows_bucket
 from specbench_kangaroo.engine.target import Target
@@ -203,7 +203,7 @@ def test_a_draft_model_and_a_draft_heads_layers_are_captured_too(tmp_path: Path)
     method = kind.load(graph, kind.example_options(graph, tmp_path)[0])
     generate(graph, method, prompt_to(graph, 128))
     bodies = {key.body for key in segments_of(graph)._segments}
-    assert method._adapter._run in bodies
+    assert method._runner in bodies
 
 
 def test_no_more_graphs_are_kept_than_allowed() -> None:
@@ -271,7 +271,7 @@ def test_padding_rows_write_finite_states_to_the_spare_slot_alone(family: str) -
         outputs.append(verify(model, Draft(tree), cache))
         caches.append(cache)
     torch.testing.assert_close(outputs[1].logits, outputs[0].logits)
-    torch.testing.assert_close(outputs[1].hidden, outputs[0].hidden)
+    torch.testing.assert_close(outputs[1].normed, outputs[0].normed)
     for layer in caches[1].storage.layers:
         assert layer.keys[:, :, 14:-1].eq(77.0).all(), "rows that are none were stored among slots"
         assert layer.keys[:, :, -1].isfinite().all()
@@ -349,9 +349,9 @@ class Begun(Vanilla):
 
     begun = 0
 
-    def begin(self, *arguments: Any) -> None:
+    def start(self, *arguments: Any) -> Drafter:
         self.begun += 1
-        super().begin(*arguments)
+        return super().start(*arguments)
 
 
 class Endless(Uncaptured):

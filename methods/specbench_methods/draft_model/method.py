@@ -13,26 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from specbench_kangaroo.engine.method import (
-    Draft,
+    Drafter,
     MethodOptions,
     PlainMethod,
     Session,
-    Verified,
     option,
 )
 from specbench_kangaroo.engine.target import Target, TargetOutput
-from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import ExitReason
+from specbench_methods.draft_model.drafter import ChainDrafter
 from specbench_methods.draft_model.example import write_draft_model
 from specbench_methods.draft_model.vocabulary import check_vocabulary
-from specbench_methods.shared.chain import Chain, StopRule
+from specbench_methods.shared.chain import StopRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +45,13 @@ class DraftModel(PlainMethod):
 
     Options: ClassVar[type[MethodOptions]] = DraftModelOptions
 
-    def __init__(self, target: Target, options: DraftModelOptions, loaded: LoadedModel) -> None:
+    def __init__(
+        self, target: Target, options: DraftModelOptions, draft: Target, sha256: str
+    ) -> None:
         super().__init__(options)
         self.max_rows = 1 + options.steps
-        self.weights: Mapping[str, Any] = {"sha256": loaded.sha256, "model": loaded.name}
-        self._target = target
-        self._draft = Target(
-            loaded.model,
-            name=loaded.name,
-            tokenizer=loaded.tokenizer,
-            capturer=target.capturer,
-        )
-        check_vocabulary(self._draft, target)
+        self.weights: Mapping[str, Any] = {"sha256": sha256, "model": draft.name}
+        self._target, self._draft = target, draft
         self._rule = StopRule(steps=options.steps, threshold=options.threshold)
 
     @classmethod
@@ -72,7 +63,9 @@ class DraftModel(PlainMethod):
             )
         if options.steps < 1:
             raise UsageError(f"draft_model.steps must be at least 1, not {options.steps}")
-        return cls(target, options, _load(options.model, target))
+        name, folder = options.model, Path(options.model).expanduser()
+        key = "draft_model", str(folder.resolve()) if folder.exists() else name
+        return cls(target, options, *target.once(key, lambda: _companion(name, target)))
 
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> list[DraftModelOptions]:
@@ -108,47 +101,21 @@ class DraftModel(PlainMethod):
         assistant.generation_config.assistant_confidence_threshold = self.options.threshold
         return {"assistant_model": assistant}
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
-        """Let the draft model read the prompt, unless that fills its whole context."""
-        self._session = session
-        self._draft.start()
-        self._cache = self._draft.new_cache(session.cache.capacity)
-        self._pending: list[int] = []  # committed tokens that the draft model has not read yet
-        if len(prompt) < self._draft.context_length:
-            self._draft.prefill(self._readable(prompt), self._cache)
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
+        """Let the draft model read the prompt (P,)."""
+        del output
+        return ChainDrafter(self._draft, self._rule, session, prompt, self._target.vocab_size)
 
-    def propose(self, root: int, budget: int) -> Draft:
-        """Draft until γ, the budget, EOS, an unlikely token, or the end of the draft's context."""
-        chain = self._chain = Chain([root])
-        while (reason := self._rule.reason(chain, budget, self._session.eos)) is None:
-            if self._session.cache.length + chain.depth >= self._draft.context_length:
-                reason = ExitReason.NO_DRAFT
-                break
-            chain.extend(self._next_logits(chain), self._session.sampler)
-        return chain.draft(reason)
 
-    def observe(self, verified: Verified) -> None:
-        """Keep what was accepted; the last drafted token is pending, as nothing came after it."""
-        text = [*self._pending, *(self._chain.tokens[row] for row in verified.nodes)]
-        read = len(self._pending) + self._chain.depth if self._chain.depth else 0
-        kept = min(len(text), read)
-        self._cache.commit(range(kept))
-        self._pending = text[kept:]
-
-    def _next_logits(self, chain: Chain) -> Tensor:
-        """(V,) after the chain; its first pass takes the pending tokens along with the root."""
-        unread = [*self._pending, *chain.tokens]
-        first = 0 if chain.depth == 0 else len(unread) - 1
-        rows = self._draft.rows(self._cache.length, chain_parents(len(unread)), first=first)
-        hidden = self._draft.embed(self._readable(torch.tensor(unread[first:])))  # [T, H]
-        output = self._draft.predict(hidden, 0, self._draft.n_layers, rows, self._cache)
-        logits = output.logits[-1]  # [V of the draft]
-        missing = self._target.vocab_size - len(logits)  # negative: the draft's has more
-        return functional.pad(logits, (0, missing), value=float("-inf")) if missing else logits
-
-    def _readable(self, tokens: Tensor) -> Tensor:
-        """(T,) ids that the draft model has."""
-        return tokens.clamp(max=self._draft.vocab_size - 1)
+def _companion(name: str, target: Target) -> tuple[Target, str]:
+    """The draft model beside the target, and the hash of its weights."""
+    loaded = _load(name, target)
+    draft = Target(
+        loaded.model, name=loaded.name, tokenizer=loaded.tokenizer, capturer=target.capturer
+    )
+    check_vocabulary(draft, target)
+    target.companions.append(draft)
+    return draft, loaded.sha256
 
 
 def _load(name: str, target: Target) -> LoadedModel:
