@@ -341,9 +341,7 @@ class Target:
             ValueError: ``needs`` names a layer that the target has not.
         """
         if needs.layers and not 0 <= needs.layers[0] <= needs.layers[-1] <= self.n_layers:
-            raise ValueError(
-                f"states after layers {needs.layers} of {self.n_layers} were asked for"
-            )
+            raise ValueError(f"there are no states after layers {needs.layers} of {self.n_layers}")
         hidden, rows = self.embed(prompt), self.prompt_rows(len(prompt))
         body = _Pass(self, 0, self.n_layers, needs.layers)
         last, *states = self.replay(body, hidden, rows, cache)

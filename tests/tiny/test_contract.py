@@ -1,7 +1,10 @@
 """What every registered method must pass; no method is named here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,10 +47,11 @@ def generate(
     return decode(model, method, prompt, limits=limits, clock=WallClock(), sampler=sampler)
 
 
+@cache
 @torch.inference_mode()
-def plain_greedy(model: Target, prompt: Sequence[int], new: int) -> list[int]:
+def plain_greedy(family: str, prompt: tuple[int, ...], new: int) -> list[int]:
     """Greedy decoding without loop or draft: a fresh prefill for every token."""
-    ids = list(prompt)
+    model, ids = target(family), list(prompt)
     for _ in range(new):
         cache = model.new_cache(len(ids))
         ids.append(int(model.prefill(torch.tensor(ids), cache).logits[-1].argmax()))
@@ -55,7 +59,7 @@ def plain_greedy(model: Target, prompt: Sequence[int], new: int) -> list[int]:
 
 
 def test_greedy_output_is_vanillas_token_by_token(methods: list[Method], family: str) -> None:
-    expected = plain_greedy(target(family), PROMPT, 24)
+    expected = plain_greedy(family, PROMPT, 24)
     for method in methods:
         found = generate(target(family), method, PROMPT)
         assert list(found.output_ids) == expected, f"{method.options} changed the greedy output"
@@ -69,6 +73,53 @@ def test_a_method_object_serves_one_generation_after_the_other(
         generate(target(family), method, PROMPT[::-1], new=7)
         again = generate(target(family), method, PROMPT).output_ids
         assert again == first, f"{method.options} remembers an earlier generation"
+
+
+def rounds(
+    model: Target, method: Method, prompt: Sequence[int], sampler: Sampler | None, *, new: int = 14
+) -> Iterator[tuple[Any, ...]]:
+    """A text step by step: what was drafted, and what the target said of it."""
+    ids = torch.tensor(prompt)
+    session = Session(
+        model.new_cache(len(prompt) + new + method.max_rows), method.max_rows, sampler, NO_EOS
+    )
+    prefill = model.prefill(ids, session.cache, method.needs)
+    drafter, root = method.start(session, ids, prefill), int(prefill.logits.argmax())
+    yield (root,)
+    while new > 1:
+        draft = drafter.propose(root, new - 2)
+        output = verify(model, draft, session.cache, method.needs)
+        found = accept(draft, output, sampler)
+        session.cache.commit(found.nodes)
+        drafter.observe(Verified(found.nodes, found.bonus, output))
+        root, new = found.bonus, new - len(found.nodes)
+        yield draft.tree.tokens.tolist(), draft.tree.parents, draft.exit_reason, found
+
+
+@torch.inference_mode()
+def assert_texts_do_not_mix(model: Target, method: Method, sampling: Sampling | None) -> None:
+    """Two drafters of a method, a step of each in turn, against one after the other."""
+
+    def texts() -> list[Iterator[tuple[Any, ...]]]:
+        samplers = [sampling and Sampler(sampling, SeededChance(seed)) for seed in (3, 4)]
+        prompts = (PROMPT, PROMPT[2:][::-1])
+        return [rounds(model, method, *each) for each in zip(prompts, samplers, strict=True)]
+
+    model.start()
+    wanted = [list(text) for text in texts()]
+    model.start()
+    turns = list(zip_longest(*texts()))
+    for number, alone in enumerate(wanted):
+        found = [turn[number] for turn in turns if turn[number] is not None]
+        assert found == alone, f"{method.options}: text {number} knows of the one beside it"
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_p=0.9)])
+def test_texts_side_by_side_are_those_of_one_after_the_other(
+    methods: list[Method], family: str, sampling: Sampling | None
+) -> None:
+    for method in methods:
+        assert_texts_do_not_mix(target(family), method, sampling)
 
 
 class Watched:
@@ -136,7 +187,7 @@ def test_records_add_up(methods: list[Method], family: str) -> None:
 
 def test_eos_ends_the_text_wherever_it_comes(methods: list[Method], family: str) -> None:
     """Every position of the greedy text in turn is its end, drafted, corrected or bonus alike."""
-    text = plain_greedy(target(family), PROMPT, 12)
+    text = plain_greedy(family, PROMPT, 12)
     for method in methods:
         for token in sorted(set(text)):
             found = generate(target(family), method, PROMPT, new=12, eos=frozenset({token}))
@@ -147,13 +198,13 @@ def test_prompts_of_one_token_and_to_the_end_of_the_context(
     methods: list[Method], family: str
 ) -> None:
     model = target(family)
-    full = [(7 * i) % VOCABULARY for i in range(CONTEXT)]
+    full = tuple((7 * i) % VOCABULARY for i in range(CONTEXT))
     for method in methods:
-        assert list(generate(model, method, [4]).output_ids) == plain_greedy(model, [4], 24)
+        assert list(generate(model, method, [4]).output_ids) == plain_greedy(family, (4,), 24)
         for length in (CONTEXT, CONTEXT - 1, CONTEXT - 5):
             found = generate(model, method, full[:length]).output_ids
             assert len(found) == CONTEXT - length + 1, "the last token needs no position"
-            assert list(found) == plain_greedy(model, full[:length], len(found))
+            assert list(found) == plain_greedy(family, full[:length], len(found))
 
 
 class Script:

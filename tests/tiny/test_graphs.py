@@ -35,6 +35,7 @@ from specbench_methods.vanilla import Vanilla
 
 from .bench import QUESTIONS, make_bench
 from .models import FAMILIES, VOCABULARY, random_model
+from .test_contract import assert_texts_do_not_mix
 
 PLAIN = "llama-gqa-tied"
 LONG = 300  # tokens of context: two borders between lengths of cache lie below it
@@ -171,6 +172,15 @@ def test_nothing_is_frozen_in_any_family(family: str) -> None:
     assert generate(graph, vanilla(), prompt, new=5) == generate(eager, vanilla(), prompt, new=5)
 
 
+@pytest.mark.parametrize("name", method_names())
+def test_texts_side_by_side_keep_their_caches(name: str, tmp_path: Path) -> None:
+    """The second one's are not those that graphs know, and no drafter may take the first one's."""
+    _, graph = pair(PLAIN)
+    kind = method_class(name)
+    for options in kind.example_options(graph, tmp_path):
+        assert_texts_do_not_mix(graph, kind.load(graph, options), None)
+
+
 def test_a_text_goes_on_to_the_contexts_end() -> None:
     eager, graph = pair(PLAIN)
     for length in (eager.context_length, eager.context_length - 7):
@@ -199,6 +209,11 @@ def test_a_draft_model_and_a_draft_heads_layers_are_captured_too(tmp_path: Path)
     method: Any = drafter.load(graph, drafter.example_options(graph, tmp_path)[0])
     generate(graph, method, prompt_to(graph, 128))
     assert len(segments_of(method._draft)) > 1
+    storages = []
+    for _ in range(2):
+        graph.start()
+        storages.append(method._draft.new_cache(9).storage)
+    assert storages[0] is storages[1], "a generation of the target begins the draft model's too"
     kind = method_class("kangaroo")
     method = kind.load(graph, kind.example_options(graph, tmp_path)[0])
     generate(graph, method, prompt_to(graph, 128))
