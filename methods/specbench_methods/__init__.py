@@ -1,1 +1,4 @@
-"""The methods that come with the harness; each is one file, loaded by name through the registry."""
+"""The methods that come with the harness, each a module or a package, found by its name.
+
+``shared`` is what several of them use and is no method; ``weights`` are those that are shipped.
+"""

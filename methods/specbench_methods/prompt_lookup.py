@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specbench_kangaroo.engine.method import (
     Draft,
+    Drafter,
     MethodOptions,
     PlainMethod,
     Session,
@@ -56,12 +57,20 @@ class PromptLookup(PlainMethod):
         """The defaults, and short drafts after a single matching token."""
         return [LookupOptions(), LookupOptions(ngram=1, tokens=2)]
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
-        """Start from the prompt's tokens (P,)."""
-        self._eos = session.eos
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
+        """Copy from the prompt's tokens (P,), and from what follows them."""
+        return LookupDrafter(self.options, session.eos, prompt.tolist())
+
+
+class LookupDrafter:
+    """One text, and what followed each of its n-grams."""
+
+    def __init__(self, options: LookupOptions, eos: frozenset[int], prompt: list[int]) -> None:
+        self._options = options
+        self._eos = eos
         self._text: list[int] = []
         self._follows: dict[tuple[int, ...], int] = {}  # n-gram: index of what first followed it
-        self._remember(prompt.tolist())
+        self._remember(prompt)
 
     def propose(self, root: int, budget: int) -> Draft:
         """A chain: the root, then what followed the longest match."""
@@ -79,12 +88,12 @@ class PromptLookup(PlainMethod):
         for token in tokens:
             self._text.append(token)
             end = len(self._text)
-            for start in range(max(0, end - self.options.ngram), end):
+            for start in range(max(0, end - self._options.ngram), end):
                 self._follows.setdefault(tuple(self._text[start:end]), end)
 
     def _continuation(self, root: int) -> list[int]:
         """What followed the longest suffix of text and root that stands earlier, up to EOS."""
-        size, most = self.options.ngram, self.options.tokens
+        size, most = self._options.ngram, self._options.tokens
         suffix = (*self._text[-size:], root)[-size:]
         for first in range(len(suffix)):
             start = self._follows.get(suffix[first:])

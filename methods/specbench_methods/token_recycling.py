@@ -8,12 +8,10 @@ Ours, not the paper's:
 
 - The tree is computed, for any number of nodes, where the authors searched theirs greedily.  Rank r
   is taken to be right with a chance of 0.5 ** (r + 1) at every depth.  Of the paper's 80 nodes the
-  six depths then have 7, 21, 30, 15, 6 and 1; in the published tree they have 8, 21, 25, 15, 8
-  and 3.
-- A prompt fills the table with its own successors, the latest first, until logits replace them: our
-  prefill gives the logits of the last position alone.
+  six depths then have 7, 21, 30, 15, 6, 1; in the published tree they have 8, 21, 25, 15, 8, 3.
+- A prompt's own successors come first, the latest before others: a prefill has no logits of them.
 - Of several rows with one token an accepted one counts, else the last.
-- The table is forgotten after a generation.  With ``keep`` it survives, as in the paper, but then
+- Every text has a table of its own.  With ``keep`` all texts fill one, as in the paper, but then
   drafts depend on the questions before: the text is still the target's, yet a speed cannot be
   attributed to a question, a resumed run differs, and a seed does not fix a sampled text.
 """
@@ -31,6 +29,7 @@ from torch import Tensor
 
 from specbench_kangaroo.engine.method import (
     Draft,
+    Drafter,
     MethodOptions,
     PlainMethod,
     Session,
@@ -41,7 +40,7 @@ from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.draft_tree import best_first
+from specbench_methods.shared.draft_tree import TreeShape, best_first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,7 @@ class TokenRecycling(PlainMethod):
         chances = [0.5 ** (rank + 1) for rank in range(options.topk)]
         self.shape = best_first([chances] * options.depth, options.nodes)
         self.max_rows = len(self.shape.parents)
-        self._table: dict[int, list[int]] = {}  # a token's successors, the likeliest first
+        self._kept: dict[int, list[int]] = {}  # the table of all texts, with ``keep``
 
     @classmethod
     def load(cls, target: Target, options: TokenRecyclingOptions) -> Self:
@@ -75,11 +74,9 @@ class TokenRecycling(PlainMethod):
         for name in ("topk", "nodes", "depth"):
             if (value := getattr(options, name)) < 1:
                 raise UsageError(f"token_recycling.{name} must be at least 1, not {value}")
-        if options.topk > target.vocab_size:
-            raise UsageError(
-                f"token_recycling.topk is {options.topk}, but the target has {target.vocab_size} "
-                "tokens: give fewer"
-            )
+        if options.topk > (size := target.vocab_size):
+            told = f"token_recycling.topk is {options.topk}, but the target has {size} tokens"
+            raise UsageError(f"{told}: give fewer")
         return cls(options)
 
     @classmethod
@@ -91,21 +88,28 @@ class TokenRecycling(PlainMethod):
             TokenRecyclingOptions(topk=1, nodes=3, prompt=False),
         ]
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """Fill the table from the prompt, and from the target's logits of its last token."""
-        self._eos = session.eos
-        if not self.options.keep:
-            self._table = {}
-        tokens = prompt.tolist()
-        if self.options.prompt:
-            for token, successor in pairwise(tokens):
-                others = [other for other in self._table.get(token, ()) if other != successor]
-                self._table[token] = [successor, *others][: self.options.topk]
-        self._recycle(tokens[-1:], output.logits)
+        table = self._kept if self.options.keep else {}
+        tokens, topk = prompt.tolist(), self.options.topk
+        for token, successor in pairwise(tokens if self.options.prompt else ()):
+            table[token] = [*dict.fromkeys((successor, *table.get(token, ())))][:topk]
+        drafter = RecyclingDrafter(self.shape, topk, table, session.eos)
+        drafter.recycle(tokens[-1:], output.logits)
+        return drafter
+
+
+class RecyclingDrafter:
+    """One text: the tree, and the table that fills it, a token's likeliest successors first."""
+
+    def __init__(
+        self, shape: TreeShape, topk: int, table: dict[int, list[int]], eos: frozenset[int]
+    ) -> None:
+        self._shape, self._topk, self._table, self._eos = shape, topk, table, eos
 
     def propose(self, root: int, budget: int) -> Draft:
         """The static tree with the table's tokens; a node that lacks one falls with its subtree."""
-        shape = self.shape.up_to(budget)
+        shape = self._shape.up_to(budget)
         tokens, parents = [root], [-1]
         # One entry a row of the shape: its row in the draft, and what may follow it there.
         rows, successors = [0], [self._successors(root)]
@@ -125,11 +129,11 @@ class TokenRecycling(PlainMethod):
 
     def observe(self, verified: Verified) -> None:
         """Recycle the candidates of every row; those of accepted rows replace the others'."""
-        self._recycle(self._tokens, verified.output.logits, last=verified.nodes)
+        self.recycle(self._tokens, verified.output.logits, last=verified.nodes)
 
-    def _recycle(self, tokens: list[int], logits: Tensor, *, last: Sequence[int] = ()) -> None:
+    def recycle(self, tokens: list[int], logits: Tensor, *, last: Sequence[int] = ()) -> None:
         """Store the likeliest successors of (T,) tokens by their logits (T, V)."""
-        candidates = logits.topk(self.options.topk, dim=-1).indices.tolist()
+        candidates = logits.topk(self._topk, dim=-1).indices.tolist()
         self._table.update(zip(tokens, candidates, strict=True))
         for row in last:
             self._table[tokens[row]] = candidates[row]
@@ -140,7 +144,7 @@ class TokenRecycling(PlainMethod):
     def _exit_reason(self, first: Sequence[int], budget: int) -> ExitReason:
         if not first:
             return ExitReason.NO_DRAFT
-        return ExitReason.BUDGET if budget < self.shape.depth else ExitReason.MAX_STEPS
+        return ExitReason.BUDGET if budget < self._shape.depth else ExitReason.MAX_STEPS
 
 
 METHOD = TokenRecycling

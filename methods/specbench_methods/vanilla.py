@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from specbench_kangaroo.engine.method import Draft, PlainMethod
+from specbench_kangaroo.engine.method import Draft, StatelessMethod
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
 
 
-class Vanilla(PlainMethod):
+class Vanilla(StatelessMethod):
     """The denominator of every speedup."""
 
     def propose(self, root: int, budget: int) -> Draft:

@@ -17,9 +17,16 @@ from specbench_kangaroo.engine.accept import (
 )
 from specbench_kangaroo.engine.cache import KVCache
 from specbench_kangaroo.engine.clock import Clock, in_order
-from specbench_kangaroo.engine.method import DecodesItself, Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import (
+    DecodesItself,
+    Draft,
+    Drafter,
+    Method,
+    Session,
+    Verified,
+)
 from specbench_kangaroo.engine.sampling import Sampler
-from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.target import NOTHING, Needs, Target, TargetOutput
 from specbench_kangaroo.record.schema import ExitReason, StepRecord
 
 
@@ -42,7 +49,7 @@ class Decoded:
     Attributes:
         output_ids: exactly the tokens that vanilla decoding would emit, EOS included.
         steps: one record a decode step; the prefill, which emits the first token, is none.
-        ttft_ms: prefill, the method's ``begin`` and the first token.
+        ttft_ms: prefill, the method's ``start`` and the first token.
         total_ms: everything from the prompt to the last token.
         has_steps: False of a method that decodes by itself.
     """
@@ -68,6 +75,17 @@ class _Step:
     accepted: int
     emitted: tuple[int, ...]
     verify_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What the steps of one generation have in common."""
+
+    target: Target
+    drafter: Drafter
+    session: Session
+    needs: Needs
+    clock: Clock
 
 
 _STAMPS_A_STEP = 4  # before the draft, before verification, before acceptance, after it
@@ -100,14 +118,14 @@ def decode(
         tokens = torch.tensor(prompt, device=target.device)
         target.start()
         cache = target.new_cache(len(prompt) + allowed + method.max_rows)
-        held.callback(cache.release)  # the method keeps its session until it begins the next
+        held.callback(cache.release)  # whoever still holds the session
         session = Session(cache, method.max_rows, sampler, limits.eos)
-        prefill = target.prefill(tokens, cache, taps=method.taps)
+        prefill = target.prefill(tokens, cache, method.needs)
         output_ids.append(_next_token(prefill, sampler))
-        method.begin(session, tokens, prefill)
+        text = _Text(target, method.start(session, tokens, prefill), session, method.needs, clock)
         clock.stamp()
         while len(output_ids) < allowed and output_ids[-1] not in limits.eos:
-            step = _step(target, method, session, output_ids[-1], allowed - len(output_ids), clock)
+            step = _step(text, output_ids[-1], allowed - len(output_ids))
             steps.append(step)
             output_ids += step.emitted
         clock.stamp()
@@ -158,34 +176,33 @@ def _next_token(output: TargetOutput, sampler: Sampler | None) -> int:
     return sampler.chance.pick(sampler.sampling.probabilities(output.logits[-1]))
 
 
-def _step(
-    target: Target, method: Method, session: Session, root: int, left: int, clock: Clock
-) -> _Step:
+def _step(text: _Text, root: int, left: int) -> _Step:
     """One round; ``left`` tokens may still be emitted, the bonus token among them."""
+    session, clock = text.session, text.clock
     length = session.cache.length
     clock.stamp()
-    draft = method.propose(root, left - 1)
+    draft = text.drafter.propose(root, left - 1)
     clock.stamp()
-    output = verify(target, draft, session.cache)
+    output = verify(text.target, draft, session.cache, text.needs)
     clock.stamp()
     acceptance = accept(draft, output, session.sampler)
     emitted = _emitted(draft, acceptance, session.eos, left)
     session.cache.commit(acceptance.nodes)
-    method.observe(Verified(acceptance.nodes, acceptance.bonus, output))
+    text.drafter.observe(Verified(acceptance.nodes, acceptance.bonus, output))
     clock.stamp()
     accepted = min(len(emitted), len(acceptance.nodes) - 1)
     first_layer = draft.resume.layer if draft.resume else 0
-    return _Step(length + 1, draft, accepted, emitted, target.weight_share(first_layer))
+    return _Step(length + 1, draft, accepted, emitted, text.target.weight_share(first_layer))
 
 
-def verify(target: Target, draft: Draft, cache: KVCache) -> TargetOutput:
+def verify(target: Target, draft: Draft, cache: KVCache, needs: Needs = NOTHING) -> TargetOutput:
     """One target pass over a draft's rows, from where the draft left off."""
     rows = target.rows(cache.length, draft.tree.parents)
     if draft.resume is None:
         first_layer, hidden = 0, target.embed(draft.tree.tokens)
     else:
         first_layer, hidden = draft.resume.layer, draft.resume.hidden
-    return target.predict(hidden, first_layer, target.n_layers, rows, cache)
+    return target.predict(hidden, first_layer, target.n_layers, rows, cache, needs)
 
 
 def accept(draft: Draft, output: TargetOutput, sampler: Sampler | None) -> Acceptance:

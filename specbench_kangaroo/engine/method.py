@@ -2,9 +2,10 @@
 
 Every method is: *propose a tree of tokens, let the target score it once, learn from the verdict.*
 The loop in :mod:`~specbench_kangaroo.engine.decode` owns prefill, verification, acceptance, EOS,
-the token budget, time and records, so a method has none of them.  A whole method::
+the token budget, time and records, so a method has none of them.  A method holds weights and
+options, a drafter the state of one text.  A whole method::
 
-    class RepeatLastToken(PlainMethod):
+    class RepeatLastToken(StatelessMethod):
         '''Guess that the last token comes once more.'''
 
         max_rows = 2
@@ -26,17 +27,17 @@ from torch import Tensor
 from specbench_kangaroo.engine.accept import Typical
 from specbench_kangaroo.engine.cache import KVCache
 from specbench_kangaroo.engine.sampling import Sampler
-from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.target import NOTHING, Needs, Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One generation, as a method sees it.
+    """One generation, as a drafter sees it.
 
     Attributes:
-        cache: the target's cache.  A method that runs target layers itself writes scratch rows
+        cache: the target's cache.  A drafter that runs target layers itself writes scratch rows
             above ``cache.length``; committing is the loop's business.
         max_rows: the largest tree, root included, that there is room for.
         sampler: how tokens are drawn; None means greedy.
@@ -59,7 +60,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A method's proposal for one step.
+    """A drafter's proposal for one step.
 
     Attributes:
         tree: the root and what may follow.
@@ -86,7 +87,9 @@ class Verified:
     Attributes:
         nodes: accepted nodes, root first; they are committed by now.
         bonus: the target's own next token: the root of the next step.
-        output: logits (T, V) and hidden states (T, H) of every node of the tree.
+        output: logits (T, V) and normed states (T, H) of every node of the tree, and the hidden
+            states that the method needs.  With :class:`Resume` there are none after layers below
+            ``Resume.layer``, which the drafter ran itself.
     """
 
     nodes: tuple[int, ...]
@@ -107,20 +110,38 @@ def option(default: Any, description: str) -> Any:
     return field(default=default, metadata={"help": description})
 
 
+class Drafter(Protocol):
+    """The state of one text; several may live side by side."""
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """Draft what may follow ``root``, the last token, which is not in the cache yet.
+
+        Args:
+            budget: how many drafted tokens can still be emitted: a deeper tree is wasted work.
+        """
+        ...
+
+    def observe(self, verified: Verified) -> None:
+        """Learn which nodes were accepted, and from the target's output."""
+
+
 class Method(Protocol):
-    """A decoding method.  One object serves many generations, one after the other.
+    """A decoding method: weights and options, loaded once, and no state of a text.
+
+    What several entries of one method have in common, weights above all, is built through
+    :meth:`Target.once`.
 
     Attributes:
-        taps: layers whose prompt hidden states ``begin`` needs in ``output.taps``.
+        lossy: True if outputs may differ from the target's own; shown wherever a figure is.
+        needs: the hidden states that its drafters are given.
         max_rows: the largest tree that ``propose`` returns, root included.
         options: a :class:`MethodOptions` instance with every default filled in.
         weights: hash and training record of the draft's weights; empty without any.
-        lossy: True if outputs may differ from the target's own; shown wherever a figure is.
     """
 
     Options: ClassVar[type[MethodOptions]]
     lossy: bool
-    taps: tuple[int, ...]
+    needs: Needs
     max_rows: int
     options: MethodOptions
     weights: Mapping[str, Any]
@@ -142,34 +163,22 @@ class Method(Protocol):
         """
         ...
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
-        """Start a generation; forget everything of the one before.
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
+        """Begin a text.
 
         Args:
             prompt: (P,) token ids, by now committed to ``session.cache``.
-            output: the prefill's logits (1, V), hidden (1, H) and taps (P, H).
+            output: the prefill's logits (1, V), its normed state (1, H) and what ``needs`` names.
         """
-        ...
-
-    def propose(self, root: int, budget: int) -> Draft:
-        """Draft what may follow ``root``, the last token, which is not in the cache yet.
-
-        Args:
-            budget: how many drafted tokens can still be emitted: a deeper tree is wasted work.
-        """
-        ...
-
-    def observe(self, verified: Verified) -> None:
-        """Learn which nodes were accepted, and from the target's output."""
         ...
 
 
 class PlainMethod:
-    """What most methods share: no options, no weights, no prompt states; subclass it or not."""
+    """What most methods share: no options, no weights, no hidden states; subclass it or not."""
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     lossy: bool = False
-    taps: tuple[int, ...] = ()
+    needs: Needs = NOTHING
     max_rows: int = 1
 
     def __init__(self, options: Any) -> None:
@@ -188,15 +197,25 @@ class PlainMethod:
         del target, folder
         return [cls.Options()]
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
-        """See :class:`Method`."""
-
-    def propose(self, root: int, budget: int) -> Draft:
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """See :class:`Method`."""
         raise NotImplementedError
 
-    def observe(self, verified: Verified) -> None:
+
+class StatelessMethod(PlainMethod):
+    """A method that remembers nothing of a text, and so is the drafter of all texts itself."""
+
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """See :class:`Method`."""
+        del session, prompt, output
+        return self
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """See :class:`Drafter`."""
+        raise NotImplementedError
+
+    def observe(self, verified: Verified) -> None:
+        """See :class:`Drafter`."""
 
 
 @runtime_checkable

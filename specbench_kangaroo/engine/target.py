@@ -9,9 +9,9 @@ weights are fetched from its memory or the disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -54,19 +54,45 @@ _CHECK_TOLERANCE = {  # of the largest logit; float64 too, as transformers' norm
 _QUANTISED_TOLERANCE = 5e-2  # a row's int8 outliers may depend on the rows beside it (LLM.int8)
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Hidden states that a drafter is given beside the logits: whatever is not asked is not kept.
+
+    Attributes:
+        layers: i asks for the states after i decoder layers: 0 for the embedded tokens, the number
+            of layers for what goes into the final norm.  Of every position of the prompt, and of
+            every verified row.
+        final_normed: ask for the states after the final norm at every position of the prompt.
+            Those of the last position and of verified rows are there in any case.
+    """
+
+    layers: tuple[int, ...] = ()
+    final_normed: bool = False
+
+    def __post_init__(self) -> None:
+        """Sort the layers, each once: the order in which a pass comes by them."""
+        object.__setattr__(self, "layers", tuple(sorted({*self.layers})))
+
+
+NOTHING = Needs()
+
+
 @dataclass(frozen=True, slots=True)
 class TargetOutput:
     """What a pass of the target gives.
 
     Attributes:
-        logits: (T, V).
-        hidden: (T, H) after the final norm.
-        taps: hidden states (T, H) after the layers that were asked for.
+        logits: (T, V); of a prefill (1, V), after the last position.
+        normed: (T, H) after the final norm; of a prefill (1, H), or (P, H) if asked for.
+        hidden: states (T, H), of a prefill (P, H), after the layers that were asked for.
     """
 
     logits: Tensor
-    hidden: Tensor
-    taps: Mapping[int, Tensor] = field(default_factory=dict)
+    normed: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Target:
@@ -113,6 +139,8 @@ class Target:
         self._weight_shares = _weight_shares(model)
         self.capturer = capturer
         self._graphs: Graphs | None = None
+        self._shared: dict[Hashable, Any] = {}
+        self.companions: list[Target] = []  # draft models, whose generations are this one's
         with torch.inference_mode():
             self._layers = self._build()
             if capturer is not None:
@@ -189,9 +217,22 @@ class Target:
         return 0 if self.capturer is None else self.capturer.captures
 
     def start(self) -> None:
-        """A generation begins: caches that were made before are done with."""
+        """A generation begins: caches that were made before are done with, companions' too."""
         if self._graphs is not None:
             self._graphs.start()
+        for companion in self.companions:
+            companion.start()
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gave for ``key`` the first time: weights that several methods share.
+
+        Args:
+            key: of all that the result depends on, such as a file's hash and where it goes.
+            make: what it raises is raised, and tried again the next time.
+        """
+        if key not in self._shared:
+            self._shared[key] = make()
+        return cast("T", self._shared[key])
 
     @property
     def lm_head(self) -> Tensor:
@@ -234,24 +275,30 @@ class Target:
 
     def layers(self, hidden: Tensor, first: int, last: int, rows: Rows, cache: KVCache) -> Tensor:
         """Run decoder layers ``first .. last-1``: (T, H) -> (T, H), both on ``device``."""
-        if self._is_spread:
-            return self._across_devices(hidden, first, last, rows, cache)
         return self.replay(_Pass(self, first, last), hidden, rows, cache)[0]
 
     def predict(
-        self, hidden: Tensor, first: int, last: int, rows: Rows, cache: KVCache
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        rows: Rows,
+        cache: KVCache,
+        needs: Needs = NOTHING,
     ) -> TargetOutput:
         """Run layers ``first .. last-1``, then final norm and LM head, over (T, H) states.
 
         Returns:
-            As :meth:`output`; ``taps[last]`` are the states before the norm.
+            As :meth:`output`, and the states after those of ``needs.layers`` that are not below
+            ``first``: whoever ran the layers before has seen what is below.
         """
-        if self._is_spread:
-            states = self.layers(hidden, first, last, rows, cache)
-            return replace(self.output(states), taps={last: states})
-        body = _Pass(self, first, last, head=True)
-        logits, normed, states = self.replay(body, hidden, rows, cache)
-        return TargetOutput(logits, normed, {last: states})
+        inside = tuple(layer for layer in needs.layers if layer > first)
+        body = _Pass(self, first, last, inside, head=True)
+        logits, normed, *states = self.replay(body, hidden, rows, cache)
+        if not needs.layers:
+            return TargetOutput(logits, normed)
+        start = {first: hidden} if first in needs.layers else {}
+        return TargetOutput(logits, normed, start | dict(zip(inside, states, strict=True)))
 
     def replay(self, body: Body, hidden: Tensor, rows: Rows, cache: KVCache) -> tuple[Tensor, ...]:
         """``body(hidden, rows, cache)``, as a captured graph where the backend has them.
@@ -263,35 +310,45 @@ class Target:
             return body(hidden, rows, cache)
         return self._graphs.run(body, hidden, rows, cache)
 
-    def _across_devices(
-        self, hidden: Tensor, first: int, last: int, rows: Rows, cache: KVCache
-    ) -> Tensor:
+    def _through(self, hidden: Tensor, first: int, last: int, rows: Rows, cache: Slots) -> Tensor:
+        """Layers ``first .. last-1``; the states stay where the last of them left them."""
+        if not self._is_spread:
+            for layer in self._layers[first:last]:
+                hidden = layer(hidden, rows, cache)
+            return hidden
         for layer, device in zip(self._layers[first:last], self._homes[first:last], strict=True):
             hidden = layer(hidden.to(device), rows.on(device), cache)
-        return hidden.to(self.device)
+        return hidden
 
-    def output(self, hidden: Tensor) -> TargetOutput:
-        """Final norm and LM head over (T, H) states of the last layer; both on ``device``."""
+    def output(self, hidden: Tensor, *, last_alone: bool = False) -> TargetOutput:
+        """Final norm and LM head over (T, H) states of the last layer; both on ``device``.
+
+        Args:
+            last_alone: give the last row's logits alone, (1, V), and all rows' normed states.
+        """
         normed = self.model.model.norm(hidden.to(self._norm_home))
-        return TargetOutput(self._head(normed).to(self.device), normed.to(self.device))
+        scored = normed[-1:] if last_alone else normed
+        return TargetOutput(self._head(scored).to(self.device), normed.to(self.device))
 
-    def prefill(self, prompt: Tensor, cache: KVCache, *, taps: Sequence[int] = ()) -> TargetOutput:
+    def prefill(self, prompt: Tensor, cache: KVCache, needs: Needs = NOTHING) -> TargetOutput:
         """Commit a prompt (P,) to an empty cache.
 
         Returns:
-            Logits and hidden state of the last position alone, (1, V) and (1, H); ``taps`` keep all
-            P positions after the named layers.
+            Logits and normed state of the last position alone, (1, V) and (1, H), and what
+            ``needs`` asks for of all P positions.
+
+        Raises:
+            ValueError: ``needs`` names a layer that the target has not.
         """
-        hidden = self.embed(prompt)
-        rows = self.prompt_rows(len(prompt))
-        tapped: dict[int, Tensor] = {}
-        for stop, start in zip([*sorted(taps), self.n_layers], [0, *sorted(taps)], strict=True):
-            hidden = self.layers(hidden, start, stop, rows, cache)
-            if stop in taps:
-                tapped[stop] = hidden
+        if needs.layers and not 0 <= needs.layers[0] <= needs.layers[-1] <= self.n_layers:
+            raise ValueError(f"there are no states after layers {needs.layers} of {self.n_layers}")
+        hidden, rows = self.embed(prompt), self.prompt_rows(len(prompt))
+        body = _Pass(self, 0, self.n_layers, needs.layers)
+        last, *states = self.replay(body, hidden, rows, cache)
         cache.commit(range(len(prompt)))
-        last = self.output(hidden[-1:])
-        return TargetOutput(last.logits, last.hidden, tapped)
+        output = self.output(last if needs.final_normed else last[-1:], last_alone=True)
+        found = dict(zip(needs.layers, states, strict=True))
+        return TargetOutput(output.logits, output.normed, found)
 
     def weight_share(self, first_layer: int) -> float:
         """The share of a pass's weight bytes that layers ``first_layer ..`` and the head read."""
@@ -300,20 +357,30 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What can be captured of a target on one device: some layers, with or without the head."""
+    """Some layers of a target, with or without the head: what can be captured.
+
+    Attributes:
+        keep: the layers, in their order, after which states are given beside the last ones.
+    """
 
     target: Target
     first: int
     last: int
+    keep: tuple[int, ...] = ()
     head: bool = False
 
     def __call__(self, hidden: Tensor, rows: Rows, cache: Slots) -> tuple[Tensor, ...]:
-        for layer in self.target._layers[self.first : self.last]:
-            hidden = layer(hidden, rows, cache)
+        """Logits and normed states, or else the last layer's; behind them those of ``keep``."""
+        target, start, kept = self.target, self.first, []
+        for stop in self.keep:
+            hidden = target._through(hidden, start, stop, rows, cache)
+            kept.append(hidden.to(target.device))
+            start = stop
+        hidden = target._through(hidden, start, self.last, rows, cache).to(target.device)
         if not self.head:
-            return (hidden,)
-        output = self.target.output(hidden)
-        return output.logits, output.hidden, hidden
+            return (hidden, *kept)
+        output = target.output(hidden)
+        return (output.logits, output.normed, *kept)
 
 
 def _not_captured(model: Any, reason: str) -> UsageError:

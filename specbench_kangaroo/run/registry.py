@@ -1,7 +1,8 @@
 """Methods by name: those that come with the harness, and those that other packages bring.
 
-Every module of ``specbench_methods`` is a method of the module's name and exports it as ``METHOD``;
-another package adds one by an entry point of the group ``specbench_kangaroo.methods``.
+Every module of ``specbench_methods``, and every package in it that has a ``method.py``, is a method
+of that name and exports it as ``METHOD``; another distribution adds one by an entry point of the
+group ``specbench_kangaroo.methods``.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def method_names() -> list[str]:
 def built_in_files() -> dict[str, Path]:
     """The module of every method that comes with the harness, without importing one."""
     package = importlib.import_module(_BUILT_IN)
-    paths = [path for folder in package.__path__ for path in Path(folder).glob("[!_]*.py")]
-    return {path.stem: path for path in sorted(paths)}
+    folders = [Path(folder) for folder in package.__path__]
+    found = {path.stem: path for folder in folders for path in folder.glob("[!_]*.py")}
+    found |= {path.parent.name: path for folder in folders for path in folder.glob("*/method.py")}
+    return dict(sorted(found.items()))
 
 
 def method_class(name: str) -> type[Method]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,7 +16,14 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench_kangaroo.engine import method
-from specbench_kangaroo.engine.method import DecodesItself, Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import (
+    DecodesItself,
+    Draft,
+    Method,
+    PlainMethod,
+    Session,
+    Verified,
+)
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.load import LoadedModel
@@ -85,61 +92,65 @@ def drafting_methods() -> list[str]:
     return [name for name in method_names() if not issubclass(method_class(name), DecodesItself)]
 
 
-class Stub:
+class Stub(PlainMethod):
     """Drafts ``depth`` tokens: the target's own greedy continuation, wrong from ``right`` on."""
 
-    Options: ClassVar[type[method.MethodOptions]] = method.MethodOptions
-    lossy: bool = False
-    taps: tuple[int, ...] = ()
     weights: Mapping[str, Any] = {}
 
     def __init__(self, model: Target, *, depth: int = 3, right: int = 3) -> None:
         self.options = method.MethodOptions()
         self.max_rows = 1 + depth
         self.prompts: list[tuple[int, ...]] = []  # every prompt that it was given
-        self._model, self._depth, self._right = model, depth, right
+        self.model, self.depth, self.right = model, depth, right
 
     @classmethod
     def load(cls, target: Target, options: method.MethodOptions) -> Self:
         del options
         return cls(target)
 
-    @classmethod
-    def example_options(cls, target: Target, folder: Any) -> list[method.MethodOptions]:
-        del target, folder
-        return [method.MethodOptions()]
-
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> StubDrafter:
         del session, output
         self.prompts.append(tuple(prompt.tolist()))
-        self._ids = prompt.tolist()
+        return StubDrafter(self, prompt.tolist())
+
+
+class StubDrafter:
+    """One text of a stub."""
+
+    def __init__(self, stub: Stub, prompt: list[int]) -> None:
+        self.stub, self.ids = stub, prompt
 
     def propose(self, root: int, budget: int) -> Draft:
-        rows = [root]
-        for depth in range(min(self._depth, budget)):
-            ids = torch.tensor([*self._ids, *rows])
-            logits = self._model.prefill(ids, self._model.new_cache(len(ids))).logits[0]
+        rows, model = [root], self.stub.model
+        for depth in range(min(self.stub.depth, budget)):
+            ids = torch.tensor([*self.ids, *rows])
+            logits = model.prefill(ids, model.new_cache(len(ids))).logits[0]
             token = int(logits.argmax())
-            rows.append(token if depth < self._right else (token + 1) % VOCABULARY)
+            rows.append(token if depth < self.stub.right else (token + 1) % VOCABULARY)
         self._rows = rows
         return Draft(TokenTree.chain(torch.tensor(rows)))
 
     def observe(self, verified: Verified) -> None:
-        self._ids += [self._rows[row] for row in verified.nodes]
+        self.ids += [self._rows[row] for row in verified.nodes]
 
 
 class Raises(Stub):
     """Fails on every conversation that begins with the word w13."""
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> StubDrafter:
         if prompt[1] == WORDS.index("w13"):
             raise RuntimeError("w13 is bad luck")
-        super().begin(session, prompt, output)
+        return super().start(session, prompt, output)
 
 
 class Cheats(Stub):
     """Lets the target score another root than the last token, so that its outputs go astray."""
 
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> StubDrafter:
+        return Cheat(self, super().start(session, prompt, output).ids)
+
+
+class Cheat(StubDrafter):
     def propose(self, root: int, budget: int) -> Draft:
         return super().propose((root + 1) % VOCABULARY, budget)
 
@@ -149,10 +160,11 @@ class Interrupts(Stub):
 
     at = 3
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
-        super().begin(session, prompt, output)
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> StubDrafter:
+        drafter = super().start(session, prompt, output)
         if len(self.prompts) == self.at:
             raise KeyboardInterrupt
+        return drafter
 
 
 def make_bench(

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig
 
 from specbench_kangaroo.record.writer import read_run
-from specbench_methods.parts.kangaroo_adapter import write_untrained
+from specbench_methods.kangaroo.adapter import write_untrained
 
 from .bench import SAVED, WORDS, save_model, save_questions
 

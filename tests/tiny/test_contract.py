@@ -1,14 +1,17 @@
 """What every registered method must pass; no method is named here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, accept, decode, verify
-from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import Draft, Drafter, Method, Session, Verified
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.run.registry import method_class
@@ -45,10 +48,11 @@ def generate(
     return decode(model, method, prompt, limits=limits, clock=WallClock(), sampler=sampler)
 
 
+@cache
 @torch.inference_mode()
-def plain_greedy(model: Target, prompt: Sequence[int], new: int) -> list[int]:
+def plain_greedy(family: str, prompt: tuple[int, ...], new: int) -> list[int]:
     """Greedy decoding without loop or draft: a fresh prefill for every token."""
-    ids = list(prompt)
+    model, ids = target(family), list(prompt)
     for _ in range(new):
         cache = model.new_cache(len(ids))
         ids.append(int(model.prefill(torch.tensor(ids), cache).logits[-1].argmax()))
@@ -56,7 +60,7 @@ def plain_greedy(model: Target, prompt: Sequence[int], new: int) -> list[int]:
 
 
 def test_greedy_output_is_vanillas_token_by_token(methods: list[Method], family: str) -> None:
-    expected = plain_greedy(target(family), PROMPT, 24)
+    expected = plain_greedy(family, PROMPT, 24)
     for method in methods:
         found = generate(target(family), method, PROMPT)
         assert list(found.output_ids) == expected, f"{method.options} changed the greedy output"
@@ -72,37 +76,91 @@ def test_a_method_object_serves_one_generation_after_the_other(
         assert again == first, f"{method.options} remembers an earlier generation"
 
 
+def rounds(
+    model: Target, method: Method, prompt: Sequence[int], sampler: Sampler | None, *, new: int = 14
+) -> Iterator[tuple[Any, ...]]:
+    """A text step by step: what was drafted, and what the target said of it."""
+    ids = torch.tensor(prompt)
+    session = Session(
+        model.new_cache(len(prompt) + new + method.max_rows), method.max_rows, sampler, NO_EOS
+    )
+    prefill = model.prefill(ids, session.cache, method.needs)
+    drafter, root = method.start(session, ids, prefill), int(prefill.logits.argmax())
+    yield (root,)
+    while new > 1:
+        draft = drafter.propose(root, new - 2)
+        output = verify(model, draft, session.cache, method.needs)
+        found = accept(draft, output, sampler)
+        session.cache.commit(found.nodes)
+        drafter.observe(Verified(found.nodes, found.bonus, output))
+        root, new = found.bonus, new - len(found.nodes)
+        yield draft.tree.tokens.tolist(), draft.tree.parents, draft.exit_reason, found
+
+
+@torch.inference_mode()
+def assert_texts_do_not_mix(model: Target, method: Method, sampling: Sampling | None) -> None:
+    """Two drafters of a method, a step of each in turn, against one after the other."""
+
+    def texts() -> list[Iterator[tuple[Any, ...]]]:
+        samplers = [sampling and Sampler(sampling, SeededChance(seed)) for seed in (3, 4)]
+        prompts = (PROMPT, PROMPT[2:][::-1])
+        return [rounds(model, method, *each) for each in zip(prompts, samplers, strict=True)]
+
+    model.start()
+    wanted = [list(text) for text in texts()]
+    model.start()
+    turns = list(zip_longest(*texts()))
+    for number, alone in enumerate(wanted):
+        found = [turn[number] for turn in turns if turn[number] is not None]
+        assert found == alone, f"{method.options}: text {number} knows of the one beside it"
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_p=0.9)])
+def test_texts_side_by_side_are_those_of_one_after_the_other(
+    methods: list[Method], family: str, sampling: Sampling | None
+) -> None:
+    for method in methods:
+        assert_texts_do_not_mix(target(family), method, sampling)
+
+
 class Watched:
     """A method that checks the cache after every round, as the loop leaves it."""
 
     def __init__(self, inner: Method, model: Target) -> None:
-        self._inner, self._model = inner, model
+        self.inner, self.model = inner, model
+        self.needs, self.max_rows = inner.needs, inner.max_rows
         self.rounds = 0
-        self.options, self.weights = inner.options, inner.weights
-        self.taps, self.max_rows = inner.taps, inner.max_rows
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-        self._session, self._ids = session, prompt.tolist()
-        self._inner.begin(session, prompt, output)
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
+        return WatchedText(self, self.inner.start(session, prompt, output), session, prompt)
+
+
+class WatchedText:
+    def __init__(
+        self, method: Watched, inner: Drafter, session: Session, prompt: torch.Tensor
+    ) -> None:
+        self._method, self._inner, self._session = method, inner, session
+        self._ids = prompt.tolist()
 
     def propose(self, root: int, budget: int) -> Draft:
         self._draft = self._inner.propose(root, budget)
+        rows = self._draft.tree.parents
         assert self._draft.tree.tokens[0] == root, "row 0 must be the last committed token"
-        assert len(self._draft.tree.parents) <= self.max_rows, "the tree is larger than announced"
+        assert len(rows) <= self._method.max_rows, "the tree is larger than announced"
         return self._draft
 
     def observe(self, verified: Verified) -> None:
-        tokens = self._draft.tree.tokens.tolist()
+        tokens, model = self._draft.tree.tokens.tolist(), self._method.model
         self._ids += [tokens[row] for row in verified.nodes]
-        fresh = self._model.new_cache(len(self._ids))
-        self._model.prefill(torch.tensor(self._ids), fresh)
-        for layer in range(self._model.n_layers):
+        fresh = model.new_cache(len(self._ids))
+        model.prefill(torch.tensor(self._ids), fresh)
+        for layer in range(model.n_layers):
             found, wanted = self._session.cache.committed(layer), fresh.committed(layer)
             for kind in ("keys", "values"):
                 error = (getattr(found, kind) - getattr(wanted, kind)).abs().max()
                 assert error < 1e-10, f"{kind} of layer {layer} differ from a fresh prefill's"
         self._inner.observe(verified)
-        self.rounds += 1
+        self._method.rounds += 1
 
 
 def test_after_every_round_the_cache_equals_a_fresh_prefill(
@@ -130,7 +188,7 @@ def test_records_add_up(methods: list[Method], family: str) -> None:
 
 def test_eos_ends_the_text_wherever_it_comes(methods: list[Method], family: str) -> None:
     """Every position of the greedy text in turn is its end, drafted, corrected or bonus alike."""
-    text = plain_greedy(target(family), PROMPT, 12)
+    text = plain_greedy(family, PROMPT, 12)
     for method in methods:
         for token in sorted(set(text)):
             found = generate(target(family), method, PROMPT, new=12, eos=frozenset({token}))
@@ -141,13 +199,13 @@ def test_prompts_of_one_token_and_to_the_end_of_the_context(
     methods: list[Method], family: str
 ) -> None:
     model = target(family)
-    full = [(7 * i) % VOCABULARY for i in range(CONTEXT)]
+    full = tuple((7 * i) % VOCABULARY for i in range(CONTEXT))
     for method in methods:
-        assert list(generate(model, method, [4]).output_ids) == plain_greedy(model, [4], 24)
+        assert list(generate(model, method, [4]).output_ids) == plain_greedy(family, (4,), 24)
         for length in (CONTEXT, CONTEXT - 1, CONTEXT - 5):
             found = generate(model, method, full[:length]).output_ids
             assert len(found) == CONTEXT - length + 1, "the last token needs no position"
-            assert list(found) == plain_greedy(model, full[:length], len(found))
+            assert list(found) == plain_greedy(family, full[:length], len(found))
 
 
 class Script:
@@ -188,10 +246,9 @@ def first_token(model: Target, method: Method, sampler: Sampler) -> int:
     """The first token that one step of a method emits after the prompt and the root 3."""
     cache = model.new_cache(len(PROMPT) + 1 + method.max_rows)
     prompt = torch.tensor(PROMPT)
-    prefill = model.prefill(prompt, cache, taps=method.taps)
+    prefill = model.prefill(prompt, cache, method.needs)
     session = Session(cache, method.max_rows, sampler, NO_EOS)
-    method.begin(session, prompt, prefill)
-    draft = method.propose(3, 1)
+    draft = method.start(session, prompt, prefill).propose(3, 1)
     acceptance = accept(draft, verify(model, draft, cache), sampler)
     if len(acceptance.nodes) > 1:
         return int(draft.tree.tokens[acceptance.nodes[1]])

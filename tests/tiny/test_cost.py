@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.method import Draft, MethodOptions, PlainMethod
+from specbench_kangaroo.engine.method import Draft, MethodOptions, StatelessMethod
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.writer import RunWriter, read_run
@@ -29,7 +29,7 @@ LIMIT_MS = 1.0
 ANSWER = 7  # the only token that the fake target ever predicts
 
 
-class Wrong(PlainMethod):
+class Wrong(StatelessMethod):
     """Drafts two tokens that are always rejected, so that every step emits one token."""
 
     max_rows = 3
@@ -46,11 +46,11 @@ def _free_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.zeros(64, VOCABULARY, dtype=torch.float64)  # (T, V), T at most a prompt
     logits[:, ANSWER] = 1.0
 
-    def output(model: Target, hidden: Tensor) -> TargetOutput:
+    def output(model: Target, hidden: Tensor, *, last_alone: bool = False) -> TargetOutput:
         del model
-        return TargetOutput(logits[: len(hidden)], hidden)
+        return TargetOutput(logits[: 1 if last_alone else len(hidden)], hidden)
 
-    monkeypatch.setattr(Target, "layers", lambda model, hidden, *rest: hidden)
+    monkeypatch.setattr(Target, "_through", lambda model, hidden, *rest: hidden)
     monkeypatch.setattr(Target, "output", output)
     monkeypatch.setattr(Target, "predict", lambda model, hidden, *rest: output(model, hidden))
 

@@ -8,7 +8,14 @@ import torch
 
 from specbench_kangaroo.engine.clock import ClockError, WallClock, in_order
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
-from specbench_kangaroo.engine.method import Draft, MethodOptions, PlainMethod, Session, Verified
+from specbench_kangaroo.engine.method import (
+    Draft,
+    Drafter,
+    MethodOptions,
+    PlainMethod,
+    Session,
+    Verified,
+)
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
@@ -35,8 +42,9 @@ class Oracle(PlainMethod):
         self.max_rows = 1 + drafted
         self.budgets: list[int] = []
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
         self._at = 1
+        return self
 
     def propose(self, root: int, budget: int) -> Draft:
         assert root == self._text[self._at - 1], "the root must be the last emitted token"
@@ -126,7 +134,7 @@ def test_a_prompt_longer_than_the_context_is_refused(text: list[int]) -> None:
 
 
 def test_phases_are_the_time_between_their_stamps(text: list[int]) -> None:
-    """begin, first token; then four stamps a step; then the end."""
+    """start, first token; then four stamps a step; then the end."""
     clock = FakeClock([100, 130, 131, 135, 142, 143, 150, 151, 160, 164, 170])
     oracle = Oracle(text, right=3, drafted=3, obedient=True)
     limits = Limits(max_new_tokens=7, eos=NO_EOS)

@@ -18,7 +18,7 @@ from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
 from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer, Rows
 from specbench_kangaroo.engine.rope import Angles
-from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.target import Needs, Target
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.run.registry import method_class
@@ -57,9 +57,9 @@ def test_offloaded_layers_give_what_resident_ones_give(family: str, tmp_path: Pa
     assert kinds[1::2] == [ModuleLayer] * 2, "weights that are away are only there in the module"
     assert kinds[::2] == [type(layer) for layer in resident._layers][::2]
     with torch.inference_mode():
-        outputs = [t.prefill(IDS, t.new_cache(8), taps=(1, 2)) for t in (found, resident)]
+        outputs = [t.prefill(IDS, t.new_cache(8), Needs(layers=(1, 2))) for t in (found, resident)]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=1e-5)
-    torch.testing.assert_close(outputs[0].taps[2], outputs[1].taps[2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs[0].hidden[2], outputs[1].hidden[2], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", drafting_methods())
@@ -164,7 +164,7 @@ def test_logits_and_states_are_given_on_the_targets_device() -> None:
     found.device = META  # the norm and the head are on the host
     with torch.inference_mode():
         output = found.output(torch.zeros(2, 32, dtype=torch.float64))
-    assert (output.logits.device, output.hidden.device) == (META, META)
+    assert (output.logits.device, output.normed.device) == (META, META)
 
 
 def test_keys_and_values_are_kept_where_their_layer_is() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
-from specbench_kangaroo.engine.method import Session, Verified
+from specbench_kangaroo.engine.method import Drafter, Session, Verified
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.models.load import load_model
@@ -20,7 +20,8 @@ from specbench_kangaroo.record.schema import ExitReason
 from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
 from specbench_kangaroo.run.setup import open_bench
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
-from specbench_methods.parts.example_models import write_draft_model, write_tokenizer
+from specbench_methods.draft_model.drafter import ChainDrafter
+from specbench_methods.shared.example_models import write_draft_model, write_tokenizer
 
 from .bench import save_model
 from .chains import assert_drawn_as_told, assert_same_steps, expected_steps, last_logits
@@ -29,6 +30,7 @@ from .models import CONTEXT, FAMILIES, VOCABULARY, random_model, target
 FAMILY = "llama-mha-untied"
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
 NO_EOS: frozenset[int] = frozenset()
+UNREAD = TargetOutput(torch.empty(0, VOCABULARY), torch.empty(0, 32))  # no output is read
 
 
 @pytest.fixture
@@ -79,19 +81,28 @@ def test_what_is_accepted_is_what_a_draft_without_a_cache_gets_accepted(
 
 
 class Watched(DraftModel):
+    """Counts the drafts that were accepted whole, and those that were cut."""
+
+    full = cut = 0
+
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
+        size = self._target.vocab_size
+        return WatchedText(self, self._draft, self._rule, session, prompt, size)
+
+
+class WatchedText(ChainDrafter):
     """Compares the draft's cache after every round with one that reads the text at once."""
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-        self._ids = prompt.tolist()
-        self.full, self.cut = 0, 0
-        super().begin(session, prompt, output)
+    def __init__(self, method: Watched, *given: Any) -> None:
+        super().__init__(*given)
+        self._method, self._ids = method, given[3].tolist()
 
     def observe(self, verified: Verified) -> None:
         self._ids += [self._chain.tokens[row] for row in verified.nodes]
         super().observe(verified)
         accepted = len(verified.nodes) - 1
-        self.full += accepted == self._chain.depth
-        self.cut += accepted < self._chain.depth
+        self._method.full += accepted == self._chain.depth
+        self._method.cut += accepted < self._chain.depth
         assert [*self._ids[: self._cache.length], *self._pending] == self._ids, "a token was lost"
         fresh = self._draft.new_cache(len(self._ids))
         self._draft.prefill(torch.tensor(self._ids), fresh)
@@ -128,8 +139,8 @@ def test_sampled_tokens_come_with_the_distribution_they_were_drawn_from(folder: 
     with torch.inference_mode():
         cache, prompt = model.new_cache(20), torch.tensor(PROMPT)
         sampler = Sampler(sampling, SeededChance(5))
-        method.begin(Session(cache, 5, sampler, NO_EOS), prompt, model.prefill(prompt, cache))
-        proposal = method.propose(3, 4)
+        session = Session(cache, 5, sampler, NO_EOS)
+        proposal = method.start(session, prompt, model.prefill(prompt, cache)).propose(3, 4)
     assert_drawn_as_told(
         proposal, sampling, lambda chain: last_logits(draft, [*PROMPT, *chain]), drafted=4
     )
@@ -152,7 +163,11 @@ def test_a_draft_with_a_shorter_context_drafts_while_there_is_room(tmp_path: Pat
     for length in (room - 1, room, room + 1, CONTEXT):
         prompt = [(7 * i) % VOCABULARY for i in range(length)]
         output_ids = generate(model, method, new=3, prompt=prompt).output_ids
-        read = method._cache.length > 0
+        session = Session(model.new_cache(length + 4), 4, None, NO_EOS)
+        with torch.inference_mode():
+            drafter = method.start(session, torch.tensor(prompt), UNREAD)
+        assert isinstance(drafter, ChainDrafter)
+        read = drafter._cache.length > 0
         assert read == (length < room), "a prompt is read if a draft may follow, else it is wasted"
         assert output_ids[0] == int(last_logits(model, prompt).argmax())
 
@@ -176,8 +191,10 @@ def test_models_that_pad_one_vocabulary_differently_never_draft_the_padding(
     sampler = Sampler(Sampling(temperature=2.0), SeededChance(1))
     with torch.inference_mode():
         cache, prompt = model.new_cache(20), torch.tensor([*PROMPT, VOCABULARY - 1])
-        method.begin(Session(cache, 5, sampler, NO_EOS), prompt, model.prefill(prompt, cache))
-        draft = method.propose(VOCABULARY - 1, 4)
+        drafter = method.start(
+            Session(cache, 5, sampler, NO_EOS), prompt, model.prefill(prompt, cache)
+        )
+        draft = drafter.propose(VOCABULARY - 1, 4)
     assert draft.probabilities is not None
     assert draft.probabilities.shape == (4, VOCABULARY), "acceptance needs the target's vocabulary"
     assert max(draft.tree.tokens.tolist()[1:]) < min(size, VOCABULARY)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.draft_tree import (
+from specbench_methods.shared.draft_tree import (
     Ranks,
     TreeShape,
     best_first,

@@ -89,7 +89,7 @@ def test_families_near_llama_run_in_few_operations(family: str, lean: bool) -> N
 def test_logits_are_capped_wherever_the_targets_head_speaks() -> None:
     model = target("gemma2-capped")
     with torch.inference_mode():
-        raw = model.prefill(IDS, model.new_cache(len(IDS))).hidden @ model.lm_head.T
+        raw = model.prefill(IDS, model.new_cache(len(IDS))).normed @ model.lm_head.T
         found = model.prefill(IDS, model.new_cache(len(IDS))).logits
     assert raw.abs().max() > 3, "the test model's logits are too small to be capped"
     torch.testing.assert_close(found, 3 * torch.tanh(raw / 3))

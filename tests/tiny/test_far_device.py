@@ -19,7 +19,7 @@ from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.training.fit import FitPlan, fit
 from specbench_kangaroo.training.trainable import trainable_names
-from specbench_methods import draft_model
+from specbench_methods.draft_model import method as draft_model
 
 from .bench import drafting_methods
 from .far_device import FAR, far_device, move

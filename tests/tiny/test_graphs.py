@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.cuda_graphs import Capturer, CudaCapturer, Graphs, Uncaptured
 from specbench_kangaroo.engine.decode import Limits, decode, verify
-from specbench_kangaroo.engine.method import Draft, Method, MethodOptions
+from specbench_kangaroo.engine.method import Draft, Drafter, Method, MethodOptions
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.segments import ROWS, Replay, length_bucket, rows_bucket
 from specbench_kangaroo.engine.target import Target
@@ -35,6 +35,7 @@ from specbench_methods.vanilla import Vanilla
 
 from .bench import QUESTIONS, drafting_methods, make_bench
 from .models import FAMILIES, VOCABULARY, random_model
+from .test_contract import assert_texts_do_not_mix
 
 PLAIN = "llama-gqa-tied"
 LONG = 300  # tokens of context: two borders between lengths of cache lie below it
@@ -171,6 +172,15 @@ def test_nothing_is_frozen_in_any_family(family: str) -> None:
     assert generate(graph, vanilla(), prompt, new=5) == generate(eager, vanilla(), prompt, new=5)
 
 
+@pytest.mark.parametrize("name", drafting_methods())
+def test_texts_side_by_side_keep_their_caches(name: str, tmp_path: Path) -> None:
+    """The second one's are not those that graphs know, and no drafter may take the first one's."""
+    _, graph = pair(PLAIN)
+    kind = method_class(name)
+    for options in kind.example_options(graph, tmp_path):
+        assert_texts_do_not_mix(graph, kind.load(graph, options), None)
+
+
 def test_a_text_goes_on_to_the_contexts_end() -> None:
     eager, graph = pair(PLAIN)
     for length in (eager.context_length, eager.context_length - 7):
@@ -199,11 +209,16 @@ def test_a_draft_model_and_a_draft_heads_layers_are_captured_too(tmp_path: Path)
     method: Any = drafter.load(graph, drafter.example_options(graph, tmp_path)[0])
     generate(graph, method, prompt_to(graph, 128))
     assert len(segments_of(method._draft)) > 1
+    storages = []
+    for _ in range(2):
+        graph.start()
+        storages.append(method._draft.new_cache(9).storage)
+    assert storages[0] is storages[1], "a generation of the target begins the draft model's too"
     kind = method_class("kangaroo")
     method = kind.load(graph, kind.example_options(graph, tmp_path)[0])
     generate(graph, method, prompt_to(graph, 128))
     bodies = {key.body for key in segments_of(graph)._segments}
-    assert method._adapter._run in bodies
+    assert method._runner in bodies
 
 
 def test_no_more_graphs_are_kept_than_allowed() -> None:
@@ -271,7 +286,7 @@ def test_padding_rows_write_finite_states_to_the_spare_slot_alone(family: str) -
         outputs.append(verify(model, Draft(tree), cache))
         caches.append(cache)
     torch.testing.assert_close(outputs[1].logits, outputs[0].logits)
-    torch.testing.assert_close(outputs[1].hidden, outputs[0].hidden)
+    torch.testing.assert_close(outputs[1].normed, outputs[0].normed)
     for layer in caches[1].storage.layers:
         assert layer.keys[:, :, 14:-1].eq(77.0).all(), "rows that are none were stored among slots"
         assert layer.keys[:, :, -1].isfinite().all()
@@ -349,9 +364,9 @@ class Begun(Vanilla):
 
     begun = 0
 
-    def begin(self, *arguments: Any) -> None:
+    def start(self, *arguments: Any) -> Drafter:
         self.begun += 1
-        super().begin(*arguments)
+        return super().start(*arguments)
 
 
 class Endless(Uncaptured):

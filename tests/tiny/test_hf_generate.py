@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from specbench_kangaroo.engine.clock import FakeClock, WallClock
+from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Method
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
@@ -22,9 +22,9 @@ from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.run.runner import execute
 from specbench_kangaroo.run.setup import Bench, manifest
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
-from specbench_methods.hf_generate import GenerateOptions, HfGenerate
-from specbench_methods.parts.example_models import write_draft_model
+from specbench_methods.hf_generate.method import GenerateOptions, HfGenerate
 from specbench_methods.prompt_lookup import LookupOptions, PromptLookup
+from specbench_methods.shared.example_models import write_draft_model
 
 from .bench import FAMILY, drafting_methods, make_bench
 from .models import CONTEXT, FAMILIES, VOCABULARY, random_model, target

@@ -1,15 +1,18 @@
 """Kangaroo's own state: a wrong adapter cache changes no output, only how good drafts are."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
-from specbench_kangaroo.engine.method import Session, Verified
+from specbench_kangaroo.engine.method import Drafter, Session, Verified
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_methods.kangaroo import Kangaroo
+from specbench_methods.kangaroo.draft import AdapterText
+from specbench_methods.kangaroo.drafter import KangarooDrafter
 
 from .models import FAMILIES, target
 
@@ -17,31 +20,39 @@ PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
 
 
 class Watched(Kangaroo):
+    """Counts its rounds."""
+
+    rounds = 0
+
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
+        text = AdapterText(
+            self._runner, output.hidden[self._plan.exit_layer], session.cache.capacity
+        )
+        return WatchedText(self, prompt, self._target, self._plan, self._drafted, text, session)
+
+
+class WatchedText(KangarooDrafter):
     """Compares the adapter's cache after every round with one that saw the text at once."""
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-        self.rounds = 0
-        self._ids = prompt.tolist()
-        super().begin(session, prompt, output)
+    def __init__(self, method: Watched, prompt: torch.Tensor, *given: Any) -> None:
+        super().__init__(*given)
+        self._method, self._ids = method, prompt.tolist()
 
     def observe(self, verified: Verified) -> None:
         self._ids += [self._growth.tokens[row] for row in verified.nodes]
         super().observe(verified)
-        self.rounds += 1
-        found, pending = self._adapter._cache, self._adapter._pending
-        ids = torch.tensor(self._ids)
-        fresh = self._target.prefill(ids, self._target.new_cache(len(ids)), taps=self.taps)
-        states = fresh.taps[self.exit_layer]
+        self._method.rounds += 1
+        found, pending = self._adapter.cache, self._adapter.pending
+        ids, target = torch.tensor(self._ids), self._target
+        fresh = target.prefill(ids, target.new_cache(len(ids)), self._method.needs)
+        (states,) = fresh.hidden.values()
         assert found.length + len(pending) == len(ids), "a committed position was lost"
         torch.testing.assert_close(pending, states[found.length :], rtol=0, atol=1e-10)
         cached = found.committed(0)
-        kept = (cached.keys.clone(), cached.values.clone())
-        self._adapter.begin(states, len(ids))
-        whole = self._adapter._cache.committed(0)
-        for mine, wanted in zip(kept, (whole.keys, whole.values), strict=True):
+        whole = AdapterText(self._method._runner, states, len(ids)).cache.committed(0)
+        for mine, wanted in ((cached.keys, whole.keys), (cached.values, whole.values)):
             error = (mine - wanted[:, :, : found.length]).abs().max()
             assert error < 1e-10, "the adapter's cache is not that of the committed text"
-        self._adapter._cache, self._adapter._pending = found, pending
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from specbench_kangaroo.engine.layers import is_llama_shaped
 from specbench_kangaroo.engine.rope import PlainRotary
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.kangaroo_adapter import (
+from specbench_methods.kangaroo.adapter import (
     KIND,
     Adapter,
     AdapterInfo,
@@ -22,9 +22,9 @@ from specbench_methods.parts.kangaroo_adapter import (
     save_adapter,
     write_untrained,
 )
-from specbench_methods.parts.kangaroo_adapter import load_adapter as load_source
-from specbench_methods.parts.kangaroo_draft import AdapterRunner, Growth
-from specbench_methods.parts.weight_sources import locate
+from specbench_methods.kangaroo.adapter import load_adapter as load_source
+from specbench_methods.kangaroo.draft import AdapterRunner, AdapterText, Growth
+from specbench_methods.shared.weight_sources import locate
 
 from .models import FAMILIES, target
 
@@ -170,8 +170,7 @@ def test_decoding_with_a_cache_is_the_trained_adapter(
     rotary = model.model.model.rotary_emb if base is None else PlainRotary(base, shape.head_dim)
     expected = whole_at_once(loaded, states, rotary)
 
-    runner = AdapterRunner(model, loaded)
-    runner.begin(states[:9], capacity=32)
+    text = AdapterText(AdapterRunner(model, loaded), states[:9], capacity=32)
     position = 9
     for drafted, accepted in [(3, 3), (2, 1), (4, 0), (1, 1), (3, 2)]:
         growth = Growth.from_root(0)
@@ -181,13 +180,13 @@ def test_decoding_with_a_cache_is_the_trained_adapter(
             growth.states.append(state[None])
             if depth == drafted:
                 break
-            found = runner(growth)[-1]
+            found = text(growth)[-1]
             error = (found - expected[position + depth]).abs().max()
             assert not right or error < 1e-10, (
                 f"position {position + depth} is drafted from other states than in training"
             )
             growth.add([0], [growth.newest], [1.0])
-        runner.commit(growth, range(accepted + 1))
+        text.commit(growth, range(accepted + 1))
         position += accepted + 1
 
 

@@ -10,7 +10,7 @@ from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Session
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.target import Needs, Target
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.layer_skip import LayerSkip, LayerSkipOptions
@@ -32,8 +32,9 @@ def generate(model: Target, options: LayerSkipOptions) -> Decoded:
 @torch.inference_mode()
 def early_exit(model: Target, ids: list[int], layers: int) -> Tensor:
     """(V,) logits after the first layers, over the whole text at once."""
-    tapped = model.prefill(torch.tensor(ids), model.new_cache(len(ids)), taps=(layers,))
-    return model.output(tapped.taps[layers][-1:]).logits[0]
+    needs = Needs(layers=(layers,))
+    found = model.prefill(torch.tensor(ids), model.new_cache(len(ids)), needs)
+    return model.output(found.hidden[layers][-1:]).logits[0]
 
 
 @torch.inference_mode()
@@ -117,8 +118,8 @@ def test_sampled_tokens_come_with_the_distribution_they_were_drawn_from(
     with torch.inference_mode():
         cache, prompt = model.new_cache(20), torch.tensor(PROMPT)
         sampler = Sampler(sampling, SeededChance(5))
-        method.begin(Session(cache, 7, sampler, NO_EOS), prompt, model.prefill(prompt, cache))
-        draft = method.propose(3, 4)
+        session = Session(cache, 7, sampler, NO_EOS)
+        draft = method.start(session, prompt, model.prefill(prompt, cache)).propose(3, 4)
     assert_drawn_as_told(
         draft,
         sampling,

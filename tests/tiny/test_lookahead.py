@@ -13,13 +13,14 @@ import torch
 
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode, verify
-from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import Draft, Drafter, Method, Session, Verified
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_kangaroo.engine.tree import attention_mask
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.lookahead import Lookahead, LookaheadOptions
-from specbench_methods.parts.lookahead_window import JacobiWindow, NgramPool
+from specbench_methods.lookahead.drafter import LookaheadDrafter
+from specbench_methods.lookahead.window import JacobiWindow, NgramPool
 
 from .models import target
 
@@ -42,17 +43,23 @@ class Seen:
 
 
 class Watched(Lookahead):
-    """Keeps what every step was made of."""
+    """Keeps what every step of the last text was made of."""
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-        super().begin(session, prompt, output)
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
         self.seen: list[Seen] = []
+        return WatchedText(self.options, prompt.tolist(), self.seen)
+
+
+class WatchedText(LookaheadDrafter):
+    def __init__(self, options: LookaheadOptions, prompt: list[int], seen: list[Seen]) -> None:
+        super().__init__(options, prompt)
+        self._seen = seen
 
     def propose(self, root: int, budget: int) -> Draft:
         found = self._pool.after(root)
         draft = super().propose(root, budget)
         levels = [list(level) for level in self._window.levels]
-        self.seen.append(Seen(draft, levels, self._window.full, found, budget))
+        self._seen.append(Seen(draft, levels, self._window.full, found, budget))
         return draft
 
 
@@ -69,14 +76,15 @@ def generate(
 
 
 @torch.inference_mode()
-def started(method: Lookahead, prompt: Sequence[int] = PROMPT) -> Session:
+def started(method: Lookahead, prompt: Sequence[int] = PROMPT) -> tuple[LookaheadDrafter, Session]:
     """A generation after its prefill, to be stepped by hand."""
     model, ids = target(FAMILY), torch.tensor(prompt)
     session = Session(
         model.new_cache(len(ids) + method.max_rows), method.max_rows, None, frozenset()
     )
-    method.begin(session, ids, model.prefill(ids, session.cache))
-    return session
+    drafter = method.start(session, ids, model.prefill(ids, session.cache))
+    assert isinstance(drafter, LookaheadDrafter)
+    return drafter, session
 
 
 Label = tuple[str, tuple[int, ...]]  # a guess by its path of tokens, the window by level and column
@@ -221,9 +229,14 @@ class AllRight(Lookahead):
 
     text: Sequence[int]
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-        super().begin(session, prompt, output)
-        self._pool = Oracle(self.text, self.options.ngram - 1)
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
+        return RightText(self.options, prompt.tolist(), self.text)
+
+
+class RightText(LookaheadDrafter):
+    def __init__(self, options: LookaheadOptions, prompt: list[int], text: Sequence[int]) -> None:
+        super().__init__(options, prompt)
+        self._pool = Oracle(text, options.ngram - 1)
 
     def observe(self, verified: Verified) -> None:
         super().observe(verified)
@@ -246,46 +259,42 @@ def test_published_scoring_accepts_one_less_of_a_full_match(ngram: int) -> None:
         assert len(whole) > 1, "no step had a whole n-gram"
         for step in whole:
             assert (step.drafted, step.accepted, step.emitted) == (most, most, most + 1)
-        rows[published] = whole[0].nodes
+        rows[published] = whole[0].rows
     assert rows[True] == rows[False], "the last guess is scored, though it is never accepted"
 
 
 def test_the_prompts_ngrams_are_found_if_asked_for() -> None:
     method = make(3, 2, 2, prompt_pool=True)
-    started(method)
-    assert method._pool.after(3) == [(14, 7)], "3 14 7 stands in the prompt; 3 14 ends it"
-    assert method._pool.after(14) == [(7, 11)]
-    started(method, [6, 8])
-    assert method._pool.after(3) == [], "the last conversation's pool must not outlive it"
-    without = make(3, 2, 2)
-    started(without)
+    drafter, _ = started(method)
+    assert drafter._pool.after(3) == [(14, 7)], "3 14 7 stands in the prompt; 3 14 ends it"
+    assert drafter._pool.after(14) == [(7, 11)]
+    other, _ = started(method, [6, 8])
+    assert other._pool.after(3) == [], "one conversation's pool must not be another's"
+    without, _ = started(make(3, 2, 2))
     assert without._pool.after(3) == []
 
 
 def test_the_prompts_ngrams_are_guessed() -> None:
-    method = make(2, 2, 2, prompt_pool=True)  # bigrams: no fill phase
-    started(method)
-    tree = method.propose(3, 5).tree
+    drafter, _ = started(make(2, 2, 2, prompt_pool=True))  # bigrams: no fill phase
+    tree = drafter.propose(3, 5).tree
     assert (tree.tokens[: tree.n_candidates].tolist(), tree.depth) == ([3, 14], 1)
 
 
 def test_nothing_is_guessed_while_the_window_fills() -> None:
-    method = make(4, 3, 3, prompt_pool=True)
-    started(method)
-    assert method._pool.after(3), "the pool of this prompt should have something to guess"
-    draft = method.propose(3, 5)
+    drafter, _ = started(make(4, 3, 3, prompt_pool=True))
+    assert drafter._pool.after(3), "the pool of this prompt should have something to guess"
+    draft = drafter.propose(3, 5)
     assert (draft.tree.n_candidates, draft.exit_reason) == (1, ExitReason.NO_DRAFT)
 
 
 def test_without_budget_there_is_neither_draft_nor_window() -> None:
-    method = make(4, 3, 3, prompt_pool=True)
-    session = started(method)
-    before = [list(level) for level in method._window.levels]
+    drafter, session = started(make(4, 3, 3, prompt_pool=True))
+    before = [list(level) for level in drafter._window.levels]
     with torch.inference_mode():
-        draft = method.propose(3, 0)
+        draft = drafter.propose(3, 0)
         assert (draft.tree.parents, draft.exit_reason) == ((-1,), ExitReason.BUDGET)
-        method.observe(Verified((0,), 5, verify(target(FAMILY), draft, session.cache)))
-    assert method._window.levels == before, "a window that was not scored cannot move"
+        drafter.observe(Verified((0,), 5, verify(target(FAMILY), draft, session.cache)))
+    assert drafter._window.levels == before, "a window that was not scored cannot move"
 
 
 def test_guesses_are_no_deeper_than_the_budget() -> None:

@@ -18,17 +18,17 @@ from specbench_kangaroo.training.teacher import Teacher
 from specbench_kangaroo.training.train import Trainer, TrainSettings
 from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.medusa import Medusa, MedusaOptions
-from specbench_methods.parts.medusa_heads import (
+from specbench_methods.medusa.heads import (
     KIND,
     Heads,
     HeadsShape,
     LoadedHeads,
     count_parameters,
 )
-from specbench_methods.parts.medusa_heads import load_heads as load_source
-from specbench_methods.parts.medusa_training import HEADS, MedusaTrainee
-from specbench_methods.parts.medusa_trees import PUBLISHED, write_untrained
-from specbench_methods.parts.weight_sources import locate
+from specbench_methods.medusa.heads import load_heads as load_source
+from specbench_methods.medusa.training import HEADS, MedusaTrainee
+from specbench_methods.medusa.trees import PUBLISHED, write_untrained
+from specbench_methods.shared.weight_sources import locate
 
 from .models import VOCABULARY, random_model, target
 
@@ -130,12 +130,12 @@ def test_a_step_drafts_what_each_head_ranks_first(heads: str) -> None:
     method = Medusa.load(model, MedusaOptions(heads=heads, full_vocabulary=True))
     cache = model.new_cache(40)
     prefill = model.prefill(torch.tensor(PROMPT), cache)
-    method.begin(Session(cache, method.max_rows, None, frozenset()), torch.tensor(PROMPT), prefill)
-    draft = method.propose(3, budget=10)
+    session = Session(cache, method.max_rows, None, frozenset())
+    draft = method.start(session, torch.tensor(PROMPT), prefill).propose(3, budget=10)
     weights = load_heads(Path(heads), model.config).heads.double()
     for row, path in enumerate(method.tree.paths, start=1):
         block = weights[len(path) - 1][0]
-        state = prefill.hidden + torch.nn.functional.silu(block.linear(prefill.hidden))
+        state = prefill.normed + torch.nn.functional.silu(block.linear(prefill.normed))
         ranked = (state @ model.lm_head.T)[0].argsort(descending=True)
         assert int(draft.tree.tokens[row]) == int(ranked[path[-1]]), f"the node {path} is wrong"
         assert draft.tree.parents[row] == ([(), *method.tree.paths].index(path[:-1]))

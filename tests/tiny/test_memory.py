@@ -14,7 +14,7 @@ import torch
 from specbench_kangaroo.engine.cache import KVCache
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
-from specbench_kangaroo.engine.method import Draft, Method, Session, Verified
+from specbench_kangaroo.engine.method import Draft, Drafter, Method, Session, Verified
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
@@ -23,7 +23,7 @@ from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.run.runner import execute
 from specbench_kangaroo.run.setup import Bench, manifest
 
-from .bench import FAMILY, Stub, drafting_methods, make_bench
+from .bench import FAMILY, Stub, StubDrafter, drafting_methods, make_bench
 from .models import target
 
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
@@ -74,21 +74,23 @@ class Breaks:
 
     def __init__(self, inner: Method, where: str, at: int, *, late: bool) -> None:
         self.inner, self.where, self.at, self.late = inner, where, at, late
-        self.taps, self.max_rows = inner.taps, inner.max_rows
+        self.needs, self.max_rows = inner.needs, inner.max_rows
 
     def _call(self, name: str, *arguments: Any) -> Any:
         if name != self.where:
-            return getattr(self.inner, name)(*arguments)
+            return getattr(self.drafter, name)(*arguments)
         self.at -= 1
         if self.at == 0 and not self.late:
             raise torch.OutOfMemoryError(CUDA_TEXT)
-        found = getattr(self.inner, name)(*arguments)
+        found = getattr(self.drafter, name)(*arguments)
         if self.at == 0:
             raise torch.OutOfMemoryError(CUDA_TEXT)
         return found
 
-    def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-        self._call("begin", session, prompt, output)
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
+        self.drafter: Any = self.inner
+        self.drafter = self._call("start", session, prompt, output)
+        return self
 
     def propose(self, root: int, budget: int) -> Draft:
         found: Draft = self._call("propose", root, budget)
@@ -110,13 +112,13 @@ def test_a_method_is_none_the_worse_for_a_pass_that_broke_off(
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("where", ["begin", "propose", "observe"])
+@pytest.mark.parametrize("where", ["start", "propose", "observe"])
 def test_a_method_is_none_the_worse_for_a_call_that_broke_off(
     load: Callable[[], list[Method]], where: str, late: bool
 ) -> None:
     for method, fresh in zip(load(), load(), strict=True):
         expected = story(generate(fresh))
-        broken = Breaks(method, where, 1 if where == "begin" else 2, late=late)
+        broken = Breaks(method, where, 1 if where == "start" else 2, late=late)
         with pytest.raises(torch.OutOfMemoryError):
             generate(broken)  # type: ignore[arg-type]
         assert story(generate(method)) == expected, f"{method.options}: {where} broke off"
@@ -130,10 +132,17 @@ class OutOfMemory(Stub):
 
     error: Exception = torch.OutOfMemoryError(CUDA_TEXT)
 
+    def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> StubDrafter:
+        return Failing(self, super().start(session, prompt, output).ids)
+
+
+class Failing(StubDrafter):
     def observe(self, verified: Verified) -> None:
         super().observe(verified)
-        if self.prompts[-1][1] == 11 and len(self._ids) > len(self.prompts[-1]) + 4:
-            raise self.error
+        prompt = self.stub.prompts[-1]
+        if prompt[1] == 11 and len(self.ids) > len(prompt) + 4:
+            assert isinstance(self.stub, OutOfMemory)
+            raise self.stub.error
 
 
 def run(bench: Bench, folder: Path) -> Run:
@@ -202,10 +211,10 @@ def test_what_an_answer_took_is_given_back_though_its_method_remembers_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Remembers(OutOfMemory):
-        def begin(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> None:
-            super().begin(session, prompt, output)
+        def start(self, session: Session, *given: Any) -> StubDrafter:
             self.session = session
             taken.append(weakref.ref(session.cache.storage))
+            return super().start(session, *given)
 
     taken: list[weakref.ref[Any]] = []
     method = Remembers(target(FAMILY))
@@ -230,8 +239,12 @@ def test_only_a_lack_of_memory_is_taken_for_one() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_device_that_is_full_serves_the_next_answer(tmp_path: Path) -> None:
     class Greedy(Stub):
+        def start(self, session: Session, *given: Any) -> StubDrafter:
+            return Hoards(self, super().start(session, *given).ids)
+
+    class Hoards(StubDrafter):
         def propose(self, root: int, budget: int) -> Draft:
-            if self.prompts[-1][1] == 11:
+            if self.stub.prompts[-1][1] == 11:
                 self.hoard = torch.empty(2**44, device="cuda")
             return super().propose(root, budget)
 

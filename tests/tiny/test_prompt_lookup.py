@@ -12,7 +12,7 @@ from transformers.generation import PromptLookupCandidateGenerator
 
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
-from specbench_kangaroo.engine.method import Draft, Session, Verified
+from specbench_kangaroo.engine.method import Draft, Drafter, Session, Verified
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
@@ -39,11 +39,10 @@ def scan(context: Sequence[int], options: LookupOptions) -> list[int]:
     return []
 
 
-def begun(options: LookupOptions, prompt: Sequence[int], eos: frozenset[int]) -> PromptLookup:
+def begun(options: LookupOptions, prompt: Sequence[int], eos: frozenset[int]) -> Drafter:
     method = PromptLookup.load(target(FAMILY), options)
     session = Session(target(FAMILY).new_cache(1), method.max_rows, None, eos)
-    method.begin(session, torch.tensor(prompt), UNREAD)
-    return method
+    return method.start(session, torch.tensor(prompt), UNREAD)
 
 
 def propose(
@@ -112,14 +111,14 @@ def test_the_index_finds_what_a_scan_finds(
 ) -> None:
     """The text is told token by token, as the target would: what is right of a draft is kept."""
     done = 1 + split % (len(text) - 1)
-    method = begun(options, text[:done], NO_EOS)
+    drafter = begun(options, text[:done], NO_EOS)
     while done < len(text):
-        found = drafted(method.propose(text[done], len(text) - done - 1))
+        found = drafted(drafter.propose(text[done], len(text) - done - 1))
         expected = scan(text[: done + 1], options)[: len(text) - done - 1]
         assert found == expected, f"after {text[: done + 1]}"
         true = text[done + 1 :]
         right = next((i for i in range(len(found)) if found[i] != true[i]), len(found))
-        method.observe(Verified(tuple(range(right + 1)), 0, UNREAD))
+        drafter.observe(Verified(tuple(range(right + 1)), 0, UNREAD))
         done += right + 1
 
 
@@ -182,11 +181,12 @@ def test_a_prompt_of_one_token_can_be_copied_from() -> None:
     assert drafted(propose([4, 6])) == []
 
 
-def test_a_second_generation_copies_nothing_from_the_first() -> None:
-    method = begun(DEFAULTS, [5, 9, 7], NO_EOS)
+def test_a_text_copies_nothing_from_another() -> None:
+    method = PromptLookup.load(target(FAMILY), DEFAULTS)
     session = Session(target(FAMILY).new_cache(1), method.max_rows, None, NO_EOS)
-    method.begin(session, torch.tensor([4]), UNREAD)
-    assert drafted(method.propose(5, 9)) == [], "5 stood in the text of another generation"
+    first, second = (method.start(session, torch.tensor(p), UNREAD) for p in ([5, 9, 7], [4]))
+    assert drafted(second.propose(5, 9)) == [], "5 stood in another text"
+    assert drafted(first.propose(5, 9)) == [9, 7, 5]
 
 
 @pytest.mark.parametrize("name", ["ngram", "tokens"])

@@ -23,14 +23,14 @@ from specbench_kangaroo.engine.method import Method, MethodOptions
 from specbench_kangaroo.models.hub import hub_id
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.kangaroo import Kangaroo, KangarooOptions
-from specbench_methods.medusa import Medusa, MedusaOptions
-from specbench_methods.parts.kangaroo_adapter import (
+from specbench_methods.kangaroo.adapter import (
     PUBLISHED_EXIT_LAYERS,
     Adapter,
     AdapterShape,
 )
-from specbench_methods.parts.medusa_heads import Heads, HeadsShape, count_parameters
-from specbench_methods.parts.published_heads import catalogue
+from specbench_methods.medusa import Medusa, MedusaOptions
+from specbench_methods.medusa.heads import Heads, HeadsShape, count_parameters
+from specbench_methods.shared.published_heads import catalogue
 from specbench_methods.vanilla import Vanilla
 
 from .models import target

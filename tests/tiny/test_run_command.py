@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.run import registry
-from specbench_methods.parts.kangaroo_adapter import write_untrained
+from specbench_methods.kangaroo.adapter import write_untrained
 from tests.command import call
 
 from .bench import SAVED, Cheats, Interrupts, Raises, Stub, save_model, save_questions

@@ -24,6 +24,7 @@ from .bench import (
     Interrupts,
     Raises,
     Stub,
+    StubDrafter,
     make_bench,
     make_tokenizer,
 )
@@ -141,6 +142,10 @@ def test_warm_up_reaches_every_method_and_is_not_recorded(tmp_path: Path) -> Non
 
 def test_garbage_is_not_collected_within_a_generation(tmp_path: Path) -> None:
     class Watches(Stub):
+        def start(self, *given: Any) -> StubDrafter:
+            return Watching(self, super().start(*given).ids)
+
+    class Watching(StubDrafter):
         def propose(self, root: int, budget: int) -> Any:
             assert not gc.isenabled(), "a pause would be charged to this method"
             return super().propose(root, budget)

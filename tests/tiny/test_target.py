@@ -6,7 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from specbench_kangaroo.engine import layers
 from specbench_kangaroo.engine import linear as packed
-from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.engine.target import Needs, Target
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.machine.devices import probe_dtype
 from specbench_kangaroo.record.errors import UsageError
@@ -49,9 +49,11 @@ def test_a_lean_layer_does_what_the_module_does(
     plain = Target(random_model(family))
     assert isinstance(plain._layers[0], layers.ModuleLayer)
     with torch.inference_mode():
-        outputs = [t.prefill(IDS, t.new_cache(len(IDS)), taps=(1, 3)) for t in (lean, plain)]
-    for tap in (1, 3):
-        torch.testing.assert_close(outputs[0].taps[tap], outputs[1].taps[tap], rtol=0, atol=1e-5)
+        needs = Needs(layers=(1, 3))
+        outputs = [t.prefill(IDS, t.new_cache(len(IDS)), needs) for t in (lean, plain)]
+    for layer in (1, 3):
+        states = [output.hidden[layer] for output in outputs]
+        torch.testing.assert_close(*states, rtol=0, atol=1e-5)
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=1e-5)
 
 

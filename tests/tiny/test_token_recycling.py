@@ -13,8 +13,12 @@ from specbench_kangaroo.engine.method import Draft, Session, Verified
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.draft_tree import TreeShape
-from specbench_methods.token_recycling import TokenRecycling, TokenRecyclingOptions
+from specbench_methods.shared.draft_tree import TreeShape
+from specbench_methods.token_recycling import (
+    RecyclingDrafter,
+    TokenRecycling,
+    TokenRecyclingOptions,
+)
 
 from .models import FAMILIES, VOCABULARY, target
 
@@ -28,33 +32,29 @@ TABLE = {1: [7, 8, 9], 7: [2, 3], 8: [7], 2: [5], 5: [1]}
 def begun(
     options: TokenRecyclingOptions = TokenRecyclingOptions(),  # noqa: B008 (frozen)
     *,
-    eos: frozenset[int] = NO_EOS,
     prompt: Sequence[int] = (0,),
-    logits: torch.Tensor | None = None,
-) -> TokenRecycling:
-    """A method after ``begin``, on a target that need not exist."""
-    method = TokenRecycling(options)
-    start(method, prompt, eos=eos, logits=logits)
-    return method
+) -> RecyclingDrafter:
+    """A text after its prompt, on a target that need not exist."""
+    return start(TokenRecycling(options), prompt)
 
 
-def start(
-    method: TokenRecycling,
-    prompt: Sequence[int],
-    *,
-    eos: frozenset[int] = NO_EOS,
-    logits: torch.Tensor | None = None,
-) -> None:
-    session = Session(target(FAMILIES[0]).new_cache(1), method.max_rows, None, eos)
-    logits = -torch.arange(float(VOCABULARY))[None] if logits is None else logits  # (1, V)
-    method.begin(session, torch.tensor(prompt), TargetOutput(logits, torch.zeros(1, 1)))
+def start(method: TokenRecycling, prompt: Sequence[int]) -> RecyclingDrafter:
+    session = Session(target(FAMILIES[0]).new_cache(1), method.max_rows, None, NO_EOS)
+    logits = -torch.arange(float(VOCABULARY))[None]  # (1, V)
+    drafter = method.start(session, torch.tensor(prompt), TargetOutput(logits, torch.zeros(1, 1)))
+    assert isinstance(drafter, RecyclingDrafter)
+    return drafter
+
+
+def by_hand(
+    shape: TreeShape, table: dict[int, list[int]], *, topk: int = 8, eos: frozenset[int] = NO_EOS
+) -> RecyclingDrafter:
+    return RecyclingDrafter(shape, topk, table, eos)
 
 
 def drafted(*, budget: int = 9, eos: frozenset[int] = NO_EOS) -> Draft:
-    """The draft after token 1 from the table and in the tree of above, both made by hand."""
-    method = begun(eos=eos)
-    method.shape, method._table = TREE, TABLE
-    return method.propose(1, budget)
+    """The draft after token 1 from the table and in the tree of above."""
+    return by_hand(TREE, TABLE, eos=eos).propose(1, budget)
 
 
 def test_a_node_is_its_parents_successor_of_the_nodes_rank() -> None:
@@ -68,10 +68,8 @@ def test_a_node_is_its_parents_successor_of_the_nodes_rank() -> None:
 
 def test_a_node_without_a_token_falls_with_its_subtree() -> None:
     """8 has one successor, 9 and 3 none: what hangs there is not drafted, the rest moves up."""
-    method = begun()
-    method._table = TABLE
-    method.shape = TreeShape.of([*TREE.paths, (1, 1), (1, 1, 0), (2, 0), (2, 0, 0), (0, 1, 0)])
-    draft = method.propose(1, 9)
+    shape = TreeShape.of([*TREE.paths, (1, 1), (1, 1, 0), (2, 0), (2, 0, 0), (0, 1, 0)])
+    draft = by_hand(shape, TABLE).propose(1, 9)
     assert draft.tree.tokens.tolist() == [1, 7, 8, 9, 2, 3, 7, 5, 2]
     assert draft.tree.parents == (-1, 0, 0, 0, 1, 1, 2, 4, 6)
 
@@ -98,32 +96,32 @@ def test_an_unknown_root_drafts_nothing() -> None:
 
 def test_every_row_is_recycled_and_of_equal_tokens_the_accepted_one() -> None:
     """Rows 1 and 3 hold the token 7; row 1 was accepted, row 2 was not and is kept all the same."""
-    method = begun(TokenRecyclingOptions(topk=2))
-    method.shape = TreeShape.of([(0,), (1,), (1, 0)])
-    method._table = {1: [7, 8], 8: [7], 4: [4, 5]}
-    assert method.propose(1, 9).tree.tokens.tolist() == [1, 7, 8, 7]
+    table = {1: [7, 8], 8: [7], 4: [4, 5]}
+    drafter = by_hand(TreeShape.of([(0,), (1,), (1, 0)]), table, topk=2)
+    assert drafter.propose(1, 9).tree.tokens.tolist() == [1, 7, 8, 7]
     logits = torch.zeros(4, VOCABULARY)
     for row, (first, second) in enumerate([(10, 11), (12, 13), (14, 15), (16, 17)]):
         logits[row, first], logits[row, second] = 2.0, 1.0
-    method.observe(Verified((0, 1), 12, TargetOutput(logits, torch.zeros(4, 1))))
-    assert method._table == {1: [10, 11], 7: [12, 13], 8: [14, 15], 4: [4, 5]}
+    drafter.observe(Verified((0, 1), 12, TargetOutput(logits, torch.zeros(4, 1))))
+    assert table == {1: [10, 11], 7: [12, 13], 8: [14, 15], 4: [4, 5]}
 
 
 def test_a_prompt_gives_its_successors_the_latest_first_and_logits_for_its_last_token() -> None:
-    method = begun(TokenRecyclingOptions(topk=2), prompt=[3, 4, 3, 5, 3, 4, 3, 6, 4])
-    assert method._table == {3: [6, 4], 4: [0, 1], 5: [3], 6: [4]}
+    warm = begun(TokenRecyclingOptions(topk=2), prompt=[3, 4, 3, 5, 3, 4, 3, 6, 4])
+    assert warm._table == {3: [6, 4], 4: [0, 1], 5: [3], 6: [4]}
     cold = begun(TokenRecyclingOptions(topk=2, prompt=False), prompt=[3, 4, 3, 5])
     assert cold._table == {5: [0, 1]}, "without the prompt only the prefill's logits are known"
 
 
-def test_the_table_survives_a_generation_only_if_it_is_to_be_kept() -> None:
+def test_the_table_survives_a_text_only_if_it_is_to_be_kept() -> None:
     options = TokenRecyclingOptions(topk=3)
     for keep in (False, True):
-        method = begun(replace(options, keep=keep), prompt=[3, 4, 5])
-        start(method, [3, 6, 7])
+        method = TokenRecycling(replace(options, keep=keep))
+        start(method, [3, 4, 5])
+        second = start(method, [3, 6, 7])
         remembered = {4: [5], 5: [0, 1, 2]} if keep else {}
         first = [6, 4] if keep else [6]
-        assert method._table == {**remembered, 3: first, 6: [7], 7: [0, 1, 2]}
+        assert second._table == {**remembered, 3: first, 6: [7], 7: [0, 1, 2]}
 
 
 def test_the_tree_is_the_stated_one() -> None:

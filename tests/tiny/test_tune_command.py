@@ -24,8 +24,8 @@ from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.tuning.draft_log import DraftLog, draft_log
 from specbench_kangaroo.tuning.replay import walks
 from specbench_methods.kangaroo import Kangaroo
+from specbench_methods.kangaroo.adapter import write_untrained
 from specbench_methods.layer_skip import LayerSkip, LayerSkipOptions
-from specbench_methods.parts.kangaroo_adapter import write_untrained
 from tests.command import call
 from tests.unit.drafting import as_frame
 

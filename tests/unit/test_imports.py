@@ -46,7 +46,7 @@ KNOWS_TRANSFORMERS = {
     f"{CORE}.models.load": "loads models and tokenizers from a folder, packed weights too",
     f"{CORE}.models.convert": "reads a GGUF file with transformers' own reader",
     f"{CORE}.models.shapes": "builds a model of random weights from a config",
-    f"{METHODS}.hf_generate": "lets transformers' own generate answer, by a config of its own",
+    f"{METHODS}.hf_generate.method": "lets transformers' own generate answer, by its own config",
     f"{CORE}.training.distil": "lets the target answer prompts in batches with its own generate",
 }
 LOADS_METHODS = f"{CORE}.run.registry"  # by the package's name, as a string
@@ -70,7 +70,8 @@ def _sources() -> dict[str, Path]:
 SOURCES = _sources()
 CORE_MODULES = sorted(name for name in SOURCES if name.split(".")[0] == CORE)
 METHOD_NAMES = sorted(
-    path.stem for path in (ROOT / "methods" / METHODS).glob("*.py") if path.stem != "__init__"
+    {path.stem for path in (ROOT / "methods" / METHODS).glob("[!_]*.py")}
+    | {path.parent.name for path in (ROOT / "methods" / METHODS).glob("*/method.py")}
 )
 
 

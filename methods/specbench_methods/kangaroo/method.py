@@ -14,28 +14,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.linear import Linear
-from specbench_kangaroo.engine.method import Draft, MethodOptions, Session, Verified, option
-from specbench_kangaroo.engine.sampling import to_host
-from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.method import Drafter, MethodOptions, PlainMethod, Session, option
+from specbench_kangaroo.engine.target import Needs, Target, TargetOutput
 from specbench_kangaroo.models.heads import KnownHeads
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.drafted_tokens import DraftedTokens
-from specbench_methods.parts.kangaroo_adapter import (
+from specbench_methods.kangaroo.adapter import (
     KIND,
     AdapterShape,
     LoadedAdapter,
     load_adapter,
     write_untrained,
 )
-from specbench_methods.parts.kangaroo_draft import AdapterRunner, Growth
-from specbench_methods.parts.kangaroo_training import KangarooTrainee
-from specbench_methods.parts.published_heads import known_heads
-from specbench_methods.parts.weight_sources import find_weights
+from specbench_methods.kangaroo.draft import AdapterRunner, AdapterText
+from specbench_methods.kangaroo.drafter import DraftPlan, KangarooDrafter
+from specbench_methods.kangaroo.training import KangarooTrainee
+from specbench_methods.shared.drafted_tokens import DraftedTokens
+from specbench_methods.shared.published_heads import known_heads
+from specbench_methods.shared.weight_sources import find_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +59,27 @@ class KangarooOptions(MethodOptions):
 PAPER = {"steps": 6, "threshold": 0.6, "tree_width": 1}
 
 
-class Kangaroo:
+class Kangaroo(PlainMethod):
     """Early-exit drafting with a trained adapter, verified by the remaining layers."""
 
     Options: ClassVar[type[MethodOptions]] = KangarooOptions
-    lossy: bool = False
 
-    def __init__(self, target: Target, options: KangarooOptions, loaded: LoadedAdapter) -> None:
-        self.options = options = _filled_in(options, loaded)
-        self.steps, self.width = int(options.steps or 0), int(options.tree_width or 0)
-        self.threshold = float(options.threshold or 0.0)
-        self.exit_layer = loaded.info.exit_layer
-        self.taps = (self.exit_layer,)
-        self.max_rows = 1 + self.steps * self.width
-        self._target = target
-        self._adapter = AdapterRunner(target, loaded)
+    def __init__(
+        self, target: Target, options: KangarooOptions, loaded: LoadedAdapter, runner: AdapterRunner
+    ) -> None:
+        super().__init__(_filled_in(options, loaded))
+        self._plan = DraftPlan(
+            exit_layer=loaded.info.exit_layer,
+            steps=int(self.options.steps),
+            width=int(self.options.tree_width),
+            threshold=float(self.options.threshold),
+        )
+        self.needs = Needs(layers=(self._plan.exit_layer,))
+        self.max_rows = 1 + self._plan.steps * self._plan.width
         ids = None if options.full_vocabulary else loaded.info.draft_vocabulary
-        self._drafted = DraftedTokens(target, ids)
-        self._head = Linear(self._drafted.lm_head())
+        self._target, self._runner = target, runner
+        self._drafted = DraftedTokens.of(target, ids)
+        self._head = self._drafted.lm_head  # refused now if it is quantised, not in a text's midst
         self.weights: Mapping[str, Any] = {
             "sha256": loaded.sha256,
             **loaded.info.record,
@@ -94,13 +94,19 @@ class Kangaroo:
                 raise UsageError(f"kangaroo.{name} must be at least 1, not {value}")
         source = find_weights(options.adapter, target.name, KIND)
         shape = AdapterShape.of(target.config)
-        loaded = load_adapter(source, shape, exit_layer=options.exit_layer)
+
+        def build() -> tuple[LoadedAdapter, AdapterRunner]:
+            loaded = load_adapter(source, shape, exit_layer=options.exit_layer)
+            return loaded, AdapterRunner(target, loaded)
+
+        key = KIND.method, source.identity, options.exit_layer
+        loaded, runner = target.once(key, build)
         if not 0 < loaded.info.exit_layer < target.n_layers:
             raise UsageError(
                 f"kangaroo.exit_layer is {loaded.info.exit_layer}, but the target has "
                 f"{target.n_layers} layers: give one of 1..{target.n_layers - 1}"
             )
-        return cls(target, options, loaded)
+        return cls(target, options, loaded, runner)
 
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> list[KangarooOptions]:
@@ -127,61 +133,12 @@ class Kangaroo:
         """The adapter as ``specbench train`` wants it; see :class:`Trainable`."""
         return KangarooTrainee.of(model, exit_layer)
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """Let the adapter see the prompt's exit-layer states."""
-        self._session = session
-        self._adapter.begin(output.taps[self.exit_layer], session.cache.capacity)
-
-    def propose(self, root: int, budget: int) -> Draft:
-        """Draft until γ, the budget, EOS, or a depth whose likeliest token is under η."""
-        growth = Growth.from_root(root)
-        steps = min(self.steps, budget)
-        reason = ExitReason.MAX_STEPS if steps == self.steps else ExitReason.BUDGET
-        self._shallow(growth)
-        while growth.depth < steps:
-            if growth.confidence and growth.confidence[-1] < self.threshold:
-                reason = ExitReason.THRESHOLD
-                break
-            if growth.tokens[growth.newest] in self._session.eos:
-                reason = ExitReason.EOS
-                break
-            self._expand(growth, self._head(self._adapter(growth)))
-            self._shallow(growth)
-        self._growth = growth
-        return growth.draft(self.exit_layer, reason)
-
-    def observe(self, verified: Verified) -> None:
-        """Roll the adapter's cache back to what was accepted."""
-        self._adapter.commit(self._growth, verified.nodes)
-
-    def _shallow(self, growth: Growth) -> None:
-        """Run the first layers on the rows of the newest depth, above the committed cache."""
-        cache, first = self._session.cache, growth.newest
-        rows = self._target.rows(cache.length, growth.parents, first=first)
-        embedded = self._target.embed(torch.tensor(growth.tokens[first:]))  # [W, H]
-        growth.states.append(self._target.layers(embedded, 0, self.exit_layer, rows, cache))
-
-    def _expand(self, growth: Growth, logits: Tensor) -> None:
-        """Add the next depth from the newest rows' draft logits (W, V')."""
-        probabilities = logits.float().softmax(-1)
-        best = probabilities[0].max()
-        sampler = self._session.sampler
-        if sampler is not None and self.width == 1:
-            growth.confidence.append(float(best))
-            proposal = sampler.sampling.probabilities(self._drafted.over_all(logits[0]))  # [V]
-            growth.add([sampler.chance.pick(proposal)], [growth.newest], [1.0])
-            growth.proposals.append(proposal)
-            return
-        width = self.width
-        scores = torch.tensor(growth.scores[growth.newest :], device=logits.device)  # (W,)
-        likeliest = probabilities.topk(width, dim=-1)  # [W, K]
-        kept = (likeliest.values * scores[:, None]).flatten().topk(width)
-        chosen = likeliest.indices.flatten()[kept.indices]
-        tokens = self._drafted.ids_of(chosen)
-        parents = kept.indices.div(width, rounding_mode="floor") + growth.newest
-        confidence, *depth = to_host(best, tokens, parents, kept.values)
-        growth.confidence.append(confidence)
-        growth.add(*depth)
+        del prompt
+        (states,) = output.hidden.values()  # [P, H]
+        text = AdapterText(self._runner, states, session.cache.capacity)
+        return KangarooDrafter(self._target, self._plan, self._drafted, text, session)
 
 
 def _filled_in(options: KangarooOptions, loaded: LoadedAdapter) -> KangarooOptions:

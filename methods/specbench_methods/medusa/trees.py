@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.draft_tree import TreeShape, read_shape
-from specbench_methods.parts.medusa_heads import (
+from specbench_methods.medusa.drafter import SharedHeads
+from specbench_methods.medusa.heads import (
     Heads,
     HeadsInfo,
     HeadsShape,
-    LoadedHeads,
     save_heads,
 )
+from specbench_methods.shared.draft_tree import TreeShape, read_shape
 
 # The authors' tree of 63 nodes for Vicuna 7B (medusa_choices.py, mc_sim_7b_63), by depth: for each
 # parent the number of its likeliest children.
@@ -34,45 +34,45 @@ _BEST_NODES = 16
 _KINDS = ("best", "published", "chain")
 
 
-def default_tree(loaded: LoadedHeads) -> str:
+def default_tree(heads: SharedHeads) -> str:
     """What the heads' file names, its likeliest paths, or the published tree."""
-    otherwise = "best" if loaded.info.paths else "published"
-    return str(loaded.info.drafting.get("tree", otherwise))
+    otherwise = "best" if heads.info.paths else "published"
+    return str(heads.info.drafting.get("tree", otherwise))
 
 
-def chosen_tree(kind: str, nodes: int | None, loaded: LoadedHeads) -> TreeShape:
+def chosen_tree(kind: str, nodes: int | None, heads: SharedHeads) -> TreeShape:
     """The tree of this name or file; ``nodes`` is for the best one alone.
 
     Raises:
         UsageError: no such tree, or one that is deeper than there are heads.
     """
-    heads, paths = loaded.heads.shape.heads, loaded.info.paths
+    paths = heads.info.paths
     if nodes is not None and (kind != "best" or not 1 <= nodes <= len(paths)):
         raise UsageError(
             f"medusa.nodes={nodes} asks for the best tree of {len(paths)} known paths, but the "
             f"tree is {kind}: leave it out, or give 1..{len(paths)} with medusa.tree=best"
         )
-    tree = _tree(kind, nodes or loaded.info.drafting.get("nodes", _BEST_NODES), loaded)
-    if tree.depth > heads:
+    tree = _tree(kind, nodes or heads.info.drafting.get("nodes", _BEST_NODES), heads)
+    if tree.depth > heads.count:
         raise UsageError(
-            f"the tree {kind} is {tree.depth} deep, but there are {heads} heads: give a tree "
-            f"of at most {heads} levels, or more heads"
+            f"the tree {kind} is {tree.depth} deep, but there are {heads.count} heads: give a tree "
+            f"of at most {heads.count} levels, or more heads"
         )
     return tree
 
 
-def _tree(kind: str, nodes: int, loaded: LoadedHeads) -> TreeShape:
+def _tree(kind: str, nodes: int, heads: SharedHeads) -> TreeShape:
     if kind == "published":
         return PUBLISHED
     if kind == "chain":
-        return TreeShape.chain(loaded.heads.shape.heads)
+        return TreeShape.chain(heads.count)
     if kind == "best":
-        if not loaded.info.paths:
+        if not heads.info.paths:
             raise UsageError(
                 "these heads do not say which paths are likely: give medusa.tree=published, chain "
                 "or a JSON file"
             )
-        return TreeShape.of(path for path, _ in loaded.info.paths[:nodes])
+        return TreeShape.of(path for path, _ in heads.info.paths[:nodes])
     if not Path(kind).is_file():
         raise UsageError(f"no tree {kind!r}; there are: {', '.join(_KINDS)}, or give a JSON file")
     return read_shape(Path(kind))

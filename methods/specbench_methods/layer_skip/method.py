@@ -18,22 +18,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.layers import Rows
 from specbench_kangaroo.engine.method import (
-    Draft,
+    Drafter,
     MethodOptions,
     PlainMethod,
-    Resume,
     Session,
     option,
 )
 from specbench_kangaroo.engine.target import Target, TargetOutput
-from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.chain import Chain, StopRule
+from specbench_methods.layer_skip.drafter import LayerDrafter
+from specbench_methods.shared.chain import StopRule
 
 # LayerSkip's published commands for Llama 2 7B leave after 8 of 32 layers, with γ = 6.
 _PUBLISHED_DEPTH = 4
@@ -96,43 +93,12 @@ class LayerSkip(PlainMethod):
             LayerSkipOptions(skip=f"1-{last - 1}", threshold=0.2),
         ]
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """Draft over the target's own cache, so the prompt is there already."""
-        self._session = session
-
-    def propose(self, root: int, budget: int) -> Draft:
-        """Draft until γ, the budget, EOS, or a token less likely than the threshold."""
-        chain, states = Chain([root]), []  # states: (1, H) of every row that ran
-        while (reason := self._rule.reason(chain, budget, self._session.eos)) is None:
-            output = self._predict(chain)
-            states.append(output.taps[self._drafting[-1].stop])
-            chain.extend(output.logits[0], self._session.sampler)
-        if self.options.exit_layer is None:
-            return chain.draft(reason)
-        hidden, rows = self._newest(chain)  # nothing is drafted after it, but it is verified
-        exit_layer, cache = self.options.exit_layer, self._session.cache
-        states.append(self._target.layers(hidden, 0, exit_layer, rows, cache))
-        return chain.draft(reason, Resume(exit_layer, torch.cat(states)))
-
-    def _predict(self, chain: Chain) -> TargetOutput:
-        """The chain's newest row through the drafting layers, above the committed cache.
-
-        Without some of the layers the others write keys and values that are not the target's;
-        verification writes every row of every layer again before anything is committed.
-        """
-        hidden, rows = self._newest(chain)
-        *before, last = self._drafting
-        for layers in before:
-            hidden = self._target.layers(
-                hidden, layers.start, layers.stop, rows, self._session.cache
-            )
-        return self._target.predict(hidden, last.start, last.stop, rows, self._session.cache)
-
-    def _newest(self, chain: Chain) -> tuple[Tensor, Rows]:
-        """The chain's newest row, embedded (1, H), and its place."""
-        length, newest = self._session.cache.length, chain.depth
-        rows = self._target.rows(length, chain_parents(newest + 1), first=newest)
-        return self._target.embed(torch.tensor(chain.tokens[newest:])), rows
+        del prompt, output
+        return LayerDrafter(
+            self._target, session, self._rule, self._drafting, exit_layer=self.options.exit_layer
+        )
 
 
 def _without(skip: str, n_layers: int) -> list[range]:

@@ -18,8 +18,8 @@ from specbench_kangaroo.engine.sampling import Sampler
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.example_models import write_draft_model
-from specbench_methods.parts.hf_model import FirstToken, seeded, sharing_weights
+from specbench_methods.hf_generate.model import FirstToken, seeded, sharing_weights
+from specbench_methods.shared.example_models import write_draft_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

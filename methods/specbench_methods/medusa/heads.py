@@ -1,4 +1,4 @@
-"""Medusa's heads: the modules, the files that hold them, and how they draft.
+"""Medusa's heads: the modules, and the files that hold them.
 
 Head i predicts token t+2+i from the target's final, normed state at t:
 ``p = softmax(W2 (h + SiLU(W1 h + b1)))``, with W2 of its own or the target's LM head.
@@ -18,12 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbench_kangaroo.engine.linear import Linear
-from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.drafted_tokens import DraftedTokens
-from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
-from specbench_methods.parts.weight_sources import CONFIG, WeightKind, WeightSource
+from specbench_methods.shared.weight_files import check_sizes, check_tensors, read_weights
+from specbench_methods.shared.weight_sources import CONFIG, WeightKind, WeightSource
 
 KIND = WeightKind(
     method="medusa",
@@ -185,35 +182,3 @@ def _info(fields: dict[str, Any]) -> HeadsInfo:
         draft_vocabulary=None if vocabulary is None else tuple(vocabulary),
         paths=paths,
     )
-
-
-class HeadRunner:
-    """All heads on one state, in two products.
-
-    Args:
-        count: how many heads are asked at most; the others take no memory of the device.
-        drafted: the tokens that shared heads predict over.
-    """
-
-    def __init__(self, target: Target, heads: Heads, drafted: DraftedTokens, *, count: int) -> None:
-        numbers = range(count)
-        weights = {
-            key: tensor.to(target.device, target.dtype)
-            for key, tensor in heads.state_dict().items()
-            if int(key.partition(".")[0]) < count
-        }
-        self._count = count
-        self._blocks = Linear(
-            torch.cat([weights[f"{i}.0.linear.weight"] for i in numbers]),
-            torch.cat([weights[f"{i}.0.linear.bias"] for i in numbers]),
-        )
-        self._own = [Linear(weights[f"{i}.1.weight"]) for i in numbers if heads.shape.own]
-        if not self._own:
-            self._shared = Linear(drafted.lm_head())
-
-    def __call__(self, hidden: Tensor, count: int) -> Tensor:
-        """The first ``count`` heads' logits (count, V') from one final state (1, H)."""
-        states = hidden + functional.silu(self._blocks(hidden)).view(self._count, -1)  # [K, H]
-        if self._own:
-            return torch.cat([self._own[i](states[i : i + 1]) for i in range(count)])
-        return self._shared(states[:count])

@@ -20,7 +20,7 @@ from specbench_kangaroo.engine.layers import is_llama_shaped
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.train import DraftHead
 from specbench_kangaroo.training.trainable import Provenance
-from specbench_methods.parts.kangaroo_adapter import (
+from specbench_methods.kangaroo.adapter import (
     Adapter,
     AdapterInfo,
     AdapterShape,

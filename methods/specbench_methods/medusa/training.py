@@ -17,8 +17,8 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import FINAL
 from specbench_kangaroo.training.train import DraftHead
 from specbench_kangaroo.training.trainable import Provenance
-from specbench_methods.parts.draft_tree import likeliest_paths
-from specbench_methods.parts.medusa_heads import Heads, HeadsInfo, HeadsShape, save_heads
+from specbench_methods.medusa.heads import Heads, HeadsInfo, HeadsShape, save_heads
+from specbench_methods.shared.draft_tree import likeliest_paths
 
 HEADS = 4  # as deep as the published tree
 _KEPT_PATHS, _KEPT_WIDTH = 64, 10  # as many nodes and ranks as the published tree has

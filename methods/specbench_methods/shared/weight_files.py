@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.weight_sources import WeightKind, WeightSource
+from specbench_methods.shared.weight_sources import WeightKind, WeightSource
 
 
 def read_weights(

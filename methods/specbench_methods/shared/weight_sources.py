@@ -42,6 +42,12 @@ class WeightSource:
         """The file that an error names."""
         return self.files[0]
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Of all that is read: the same for the same files with the same contents."""
+        beside = json.dumps([dict(self.config), dict(self.origin)], sort_keys=True)
+        return (*(str(path.resolve()) for path in self.files), self.sha256(), beside)
+
     def sha256(self) -> str:
         """Of the one file's bytes, or of all files together."""
         return sha256_of(self.path) if len(self.files) == 1 else files_sha256(self.files)

@@ -11,31 +11,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from specbench_kangaroo.engine.accept import Typical
 from specbench_kangaroo.engine.method import (
-    Draft,
+    Drafter,
     MethodOptions,
     PlainMethod,
     Session,
-    Verified,
     option,
 )
-from specbench_kangaroo.engine.sampling import to_host
 from specbench_kangaroo.engine.target import Target, TargetOutput
-from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.heads import KnownHeads
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.draft_tree import TreeShape
-from specbench_methods.parts.drafted_tokens import DraftedTokens
-from specbench_methods.parts.medusa_heads import KIND, HeadRunner, LoadedHeads, load_heads
-from specbench_methods.parts.medusa_training import MedusaTrainee
-from specbench_methods.parts.medusa_trees import chosen_tree, default_tree, write_untrained
-from specbench_methods.parts.published_heads import known_heads
-from specbench_methods.parts.weight_sources import find_weights
+from specbench_methods.medusa.drafter import HeadRunner, HeadsDrafter, SharedHeads
+from specbench_methods.medusa.heads import KIND, load_heads
+from specbench_methods.medusa.training import MedusaTrainee
+from specbench_methods.medusa.trees import chosen_tree, default_tree, write_untrained
+from specbench_methods.shared.draft_tree import TreeShape
+from specbench_methods.shared.drafted_tokens import DraftedTokens
+from specbench_methods.shared.published_heads import known_heads
+from specbench_methods.shared.weight_sources import find_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,21 +55,17 @@ class Medusa(PlainMethod):
     Options: ClassVar[type[MethodOptions]] = MedusaOptions
 
     def __init__(
-        self, target: Target, options: MedusaOptions, loaded: LoadedHeads, tree: TreeShape
+        self, target: Target, options: MedusaOptions, heads: SharedHeads, tree: TreeShape
     ) -> None:
         super().__init__(options)
         self.tree = tree
         self.max_rows = 1 + len(tree.paths)
         self.lossy = options.acceptance == "typical"
+        self.weights: Mapping[str, Any] = heads.weights
         self._typical = Typical(options.epsilon, options.delta) if self.lossy else None
-        ids = None if options.full_vocabulary else loaded.info.draft_vocabulary
-        self._drafted = DraftedTokens(target, ids)
-        self._heads = HeadRunner(target, loaded.heads, self._drafted, count=max(1, tree.depth))
-        self.weights: Mapping[str, Any] = {
-            "sha256": loaded.sha256,
-            **loaded.info.record,
-            **loaded.found,
-        }
+        ids = None if options.full_vocabulary else heads.info.draft_vocabulary
+        self._drafted = DraftedTokens.of(target, ids)
+        self._heads = HeadRunner(heads, self._drafted, count=max(1, tree.depth))
 
     @classmethod
     def load(cls, target: Target, options: MedusaOptions) -> Self:
@@ -82,11 +74,15 @@ class Medusa(PlainMethod):
             raise UsageError(
                 f"medusa.acceptance must be exact or typical, not {options.acceptance!r}"
             )
-        loaded = load_heads(find_weights(options.heads, target.name, KIND), target.config)
-        kind = options.tree or default_tree(loaded)
-        tree = chosen_tree(kind, options.nodes, loaded)
+        source = find_weights(options.heads, target.name, KIND)
+        heads = target.once(
+            (KIND.method, source.identity),
+            lambda: SharedHeads(target, load_heads(source, target.config)),
+        )
+        kind = options.tree or default_tree(heads)
+        tree = chosen_tree(kind, options.nodes, heads)
         named = replace(options, tree=kind, nodes=len(tree.paths))
-        return cls(target, named, loaded, tree)
+        return cls(target, named, heads, tree)
 
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> list[MedusaOptions]:
@@ -109,34 +105,10 @@ class Medusa(PlainMethod):
         """The heads as ``specbench train`` wants them; see :class:`Trainable`."""
         return MedusaTrainee.of(model, exit_layer)
 
-    def begin(self, session: Session, prompt: Tensor, output: TargetOutput) -> None:
+    def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """Start from the prompt's last final state."""
-        self._hidden = output.hidden  # [1, H] at the token before the next root
-
-    def propose(self, root: int, budget: int) -> Draft:
-        """Fill the tree with the heads' likeliest tokens."""
-        tree = self.tree.up_to(budget)
-        if tree.depth == 0:
-            return Draft(TokenTree.chain(torch.tensor([root])), exit_reason=ExitReason.BUDGET)
-        logits = self._heads(self._hidden, tree.depth)  # [D, V']
-        likeliest = logits.topk(tree.width, dim=-1)
-        confidence = (likeliest.values[:, 0].float() - logits.float().logsumexp(-1)).exp()  # (D,)
-        tokens = self._drafted.ids_of(likeliest.indices)  # [D, width]
-        guesses, chances = to_host(tokens, confidence)
-        drafted = [guesses[len(path) - 1][path[-1]] for path in tree.paths]
-        rows = torch.tensor([root, *drafted])
-        drafted_tree = TokenTree(rows, tree.parents, len(rows))
-        reason = ExitReason.MAX_STEPS if tree is self.tree else ExitReason.BUDGET
-        return Draft(
-            drafted_tree,
-            confidence=tuple(chances),
-            exit_reason=reason,
-            typical=self._typical,
-        )
-
-    def observe(self, verified: Verified) -> None:
-        """Keep the final state of the last accepted row."""
-        self._hidden = verified.output.hidden[verified.nodes[-1] :][:1]
+        del session, prompt
+        return HeadsDrafter(self.tree, self._heads, self._drafted, self._typical, output.normed)
 
 
 METHOD = Medusa

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.parts.weight_files import check_sizes, check_tensors, read_weights
-from specbench_methods.parts.weight_sources import WeightKind, WeightSource
+from specbench_methods.shared.weight_files import check_sizes, check_tensors, read_weights
+from specbench_methods.shared.weight_sources import WeightKind, WeightSource
 
 PUBLISHED_ROPE_BASE = 10_000.0  # fixed in the authors' code, whatever the target's own base
 PUBLISHED_EXIT_LAYERS = {67_117_056: 2, 104_867_840: 3}  # of Vicuna 7B and 13B, by parameters

@@ -1,4 +1,4 @@
-"""The parts of a Kangaroo draft: the tree while it grows, and the adapter with its cache."""
+"""The parts of a Kangaroo draft: the tree while it grows, and the adapter over its cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from specbench_kangaroo.engine.rope import PlainRotary, Rope, rotate
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.parts.kangaroo_adapter import LoadedAdapter
+from specbench_methods.kangaroo.adapter import LoadedAdapter
 
 
 @dataclass(slots=True)
@@ -56,10 +56,10 @@ class Growth:
 
 
 class AdapterRunner:
-    """The adapter over its own cache, one slot a position.
+    """The adapter's weights on the target's device: what all texts share.
 
-    After a fully accepted draft the newest exit-layer state has not been through the adapter yet:
-    it is kept as ``pending`` and goes first in the next call.
+    Called with states (T, H), their rows and a cache of one layer, it gives states (T, H) for the
+    LM head, as the one member of a tuple: a :data:`Body`.
     """
 
     def __init__(self, target: Target, loaded: LoadedAdapter) -> None:
@@ -73,44 +73,12 @@ class AdapterRunner:
         self._norm_in = weights["layers.0.input_layernorm.weight"]
         self._norm_out = weights["norm.weight"]
         self._shape = loaded.adapter.shape
-        self._target = target
+        self.target = target
         base = loaded.info.rope_base
-        self._rope = (
-            target.rope if base is None else _plain_rope(target, base, self._shape.head_dim)
-        )
+        self.rope = target.rope if base is None else _plain_rope(target, base, self._shape.head_dim)
 
-    def begin(self, states: Tensor, capacity: int) -> None:
-        """Start with a prompt's exit-layer states (P, H)."""
-        self._cache = self._target.new_cache(capacity, layers=1)
-        self._pending = states[:0]  # [m, H], m is 0 or 1
-        self._run(states, self._target.prompt_rows(len(states), rope=self._rope), self._cache)
-        self._cache.commit(range(len(states)))
-
-    def __call__(self, growth: Growth) -> Tensor:
-        """States (W, H) for the LM head, of the growth's newest rows."""
-        pending = len(self._pending)
-        parents = [*range(-1, pending - 1), *(parent + pending for parent in growth.parents)]
-        first = 0 if growth.depth == 0 else growth.newest + pending
-        rows = self._target.rows(self._cache.length, parents, first=first, rope=self._rope)
-        states = growth.states[-1]
-        if growth.depth == 0:
-            states = torch.cat((self._pending, states))
-        (found,) = self._target.replay(self._run, states, rows, self._cache)
-        return found[-len(growth.states[-1]) :]
-
-    def commit(self, growth: Growth, accepted: Sequence[int]) -> None:
-        """Keep the accepted rows that went through the adapter; the one that did not is pending."""
-        states = torch.cat(growth.states)  # [T, H]
-        ran = growth.newest if growth.depth else 0
-        pending = len(self._pending)
-        kept = [pending + row for row in accepted if row < ran]
-        if ran:
-            self._cache.commit([*range(pending), *kept])
-            self._pending = states[:0]
-        missing = [row for row in accepted if row >= ran]
-        self._pending = torch.cat((self._pending, states[missing]))
-
-    def _run(self, states: Tensor, rows: Rows, cache: Slots) -> tuple[Tensor]:
+    def __call__(self, states: Tensor, rows: Rows, cache: Slots) -> tuple[Tensor]:
+        """See the class."""
         count, size = len(states), self._shape.head_dim
         heads = self._qkv(self._normed(states, self._norm_in)).view(count, -1, size)  # [T, n, d]
         n_kv = self._shape.n_kv_heads
@@ -124,6 +92,49 @@ class AdapterRunner:
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(states, weight.shape, weight, self._shape.rms_norm_eps)
+
+
+class AdapterText:
+    """The adapter over one text, one slot a position in a cache of its own.
+
+    After a fully accepted draft the newest exit-layer state has not been through the adapter yet:
+    it is kept as ``pending`` and goes first in the next call.
+
+    Args:
+        states: (P, H) a prompt's exit-layer states.
+        capacity: slots of the cache.
+    """
+
+    def __init__(self, runner: AdapterRunner, states: Tensor, capacity: int) -> None:
+        self._runner, self._target = runner, runner.target
+        self.cache = self._target.new_cache(capacity, layers=1)
+        self.pending = states[:0]  # [m, H], m is 0 or 1
+        runner(states, self._target.prompt_rows(len(states), rope=runner.rope), self.cache)
+        self.cache.commit(range(len(states)))
+
+    def __call__(self, growth: Growth) -> Tensor:
+        """States (W, H) for the LM head, of the growth's newest rows."""
+        pending = len(self.pending)
+        parents = [*range(-1, pending - 1), *(parent + pending for parent in growth.parents)]
+        first = 0 if growth.depth == 0 else growth.newest + pending
+        rows = self._target.rows(self.cache.length, parents, first=first, rope=self._runner.rope)
+        states = growth.states[-1]
+        if growth.depth == 0:
+            states = torch.cat((self.pending, states))
+        (found,) = self._target.replay(self._runner, states, rows, self.cache)
+        return found[-len(growth.states[-1]) :]
+
+    def commit(self, growth: Growth, accepted: Sequence[int]) -> None:
+        """Keep the accepted rows that went through the adapter; the one that did not is pending."""
+        states = torch.cat(growth.states)  # [T, H]
+        ran = growth.newest if growth.depth else 0
+        pending = len(self.pending)
+        kept = [pending + row for row in accepted if row < ran]
+        if ran:
+            self.cache.commit([*range(pending), *kept])
+            self.pending = states[:0]
+        missing = [row for row in accepted if row >= ran]
+        self.pending = torch.cat((self.pending, states[missing]))
 
 
 def _plain_rope(target: Target, base: float, head_dim: int) -> Rope:

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import safe_open
 
 from specbench_kangaroo.models.heads import KnownHeads
-from specbench_methods.parts.weight_sources import WeightKind, shipped
+from specbench_methods.shared.weight_sources import WeightKind, shipped
 
 _CATALOGUE = Path(__file__).with_suffix(".json")
 
