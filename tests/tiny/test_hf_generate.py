@@ -27,6 +27,7 @@ from specbench_methods.prompt_lookup import LookupOptions, PromptLookup
 from specbench_methods.shared.example_models import write_draft_model
 
 from .bench import FAMILY, drafting_methods, make_bench
+from .clocks import FakeClock
 from .models import CONTEXT, FAMILIES, VOCABULARY, random_model, target
 
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
