@@ -1,7 +1,8 @@
 """Dealing questions to workers, taking their answers, and what happens when one dies.
 
-A unit's answers come back whole and are written by this process alone: what a dead worker had begun
-is lost with it and made again, so that nothing is lost or doubled.
+A unit's answers arrive together and this process alone writes them, one after the other: what a
+dead worker had begun is made again whole.  A second Ctrl-C, a kill or a full disk may come between
+two of them; what is written then stays, and resuming makes the others on the same worker.
 """
 
 from __future__ import annotations
