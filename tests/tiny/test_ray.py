@@ -24,7 +24,6 @@ from .run_process import EACH, PATIENCE_S, Gate, generations_of, small_run, star
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
-pytestmark = pytest.mark.xdist_group("ray")  # two clusters at once would starve each other
 QUESTIONS = 6
 INTERRUPTED = 130
 ANSWER = [
