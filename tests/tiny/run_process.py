@@ -23,7 +23,7 @@ from specbench_methods.parts.kangaroo_adapter import write_untrained
 
 from .bench import SAVED, WORDS, save_model, save_questions
 
-PATIENCE_S = 300
+PATIENCE_S = 900  # far more than a machine takes that does other things, too
 EACH = 4  # generations of a question: two turns, two methods
 KEY = ["method", "question_id", "turn", "repeat"]
 

@@ -31,12 +31,10 @@ from specbench_kangaroo.run.schedule import Round
 from specbench_kangaroo.run.setup import Bench, Plan, manifest, plan_of
 from specbench_kangaroo.run.signals import Interruption
 from specbench_kangaroo.run.workers import cluster, dealing
-from specbench_kangaroo.run.workers.agreement import devices_differ, merged
 from specbench_kangaroo.run.workers.cluster import cores_each, share_of
-from specbench_kangaroo.run.workers.dealing import Dealer
-from specbench_kangaroo.run.workers.session import Workers, load_all
-from specbench_kangaroo.run.workers.units import (
+from specbench_kangaroo.run.workers.dealing import (
     Answered,
+    Dealer,
     Died,
     Event,
     Ready,
@@ -44,6 +42,7 @@ from specbench_kangaroo.run.workers.units import (
     Unit,
     open_units,
 )
+from specbench_kangaroo.run.workers.session import Workers, devices_differ, load_all, merged
 from specbench_kangaroo.run.workers.worker import Worker
 from tests.unit.runs import make_answer, make_judgement, make_manifest
 

@@ -16,7 +16,7 @@ from specbench_kangaroo.run.pauses import collected_by_hand
 from specbench_kangaroo.run.runner import answer_round, warm_up
 from specbench_kangaroo.run.schedule import Round
 from specbench_kangaroo.run.setup import Bench, Plan, load_bench, manifest
-from specbench_kangaroo.run.workers.units import Answered, Ready, Refused, Unit
+from specbench_kangaroo.run.workers.dealing import Answered, Ready, Refused, Unit
 
 
 class Worker:
