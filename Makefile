@@ -3,8 +3,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Two processes: most tests use one core.  Tests of one group, such as Ray's, share a process.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+# Two processes: most tests use one core.  A file's tests share what it makes once, and the longest
+# files come first (tests/conftest.py).
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Else each of the many processes that tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The committed reference and what is compared with it are the same command line: this one.
 REGRESSION_RUN   := results/reference/regression
@@ -27,12 +30,13 @@ GPU_PROFILE := --device cuda --backend eager --backend graph --format json
 .DEFAULT_GOAL := check
 .PHONY: bench check lint types fast test venv reference regression reference-regression gpu
 
+# Not compiled: that takes a minute, and most modules of torch and Ray are never imported.
 venv: $(VENV)/installed  ## install the project with pinned constraints; done once
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c constraints.txt torch -e ".[dev]"
 	touch $@
 
 bench: venv  ## Kangaroo against vanilla on the default model, four built-in questions a task

@@ -87,7 +87,7 @@ def execute(
 
     Raises:
         KeyboardInterrupt: ``interruption`` asked for it between two questions, or it came from
-            within a generation, which is then made anew when the run is resumed.
+            within one; resuming the run makes the answers that are not written.
     """
     stop = interruption or Interruption()
     todo = open_rounds(bench_rounds(bench), writer, greedy=bench.sampling is None)

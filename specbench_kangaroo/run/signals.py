@@ -1,6 +1,7 @@
 """Signals that stop a run: the question under way is finished first; a second Ctrl-C stops at once.
 
-A run folder is resumable after either stop; they differ in what has to be made again.
+After either stop every answer that is written stays, and resuming makes exactly the others.  One
+signal leaves whole questions; a second one may come between two answers of a question.
 """
 
 from __future__ import annotations

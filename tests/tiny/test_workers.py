@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from specbench_kangaroo.record import files
+from specbench_kangaroo.record import writer as store
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import Generation, Manifest
-from specbench_kangaroo.record.writer import Run, RunWriter, read_run
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.schema import Generation, GenerationKey, Manifest
+from specbench_kangaroo.record.writer import GENERATIONS, Run, RunWriter, read_run
 from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
+from specbench_kangaroo.run.ledger import MemoryLedger, missing, unjudged
+from specbench_kangaroo.run.questions import Question
 from specbench_kangaroo.run.runner import execute
+from specbench_kangaroo.run.schedule import Round
 from specbench_kangaroo.run.setup import Bench, Plan, manifest, plan_of
 from specbench_kangaroo.run.signals import Interruption
-from specbench_kangaroo.run.workers import cluster
-from specbench_kangaroo.run.workers.agreement import devices_differ, merged
+from specbench_kangaroo.run.workers import cluster, dealing
 from specbench_kangaroo.run.workers.cluster import cores_each, share_of
-from specbench_kangaroo.run.workers.session import Workers, load_all
-from specbench_kangaroo.run.workers.units import Died, Event, Ready, Refused, Unit
+from specbench_kangaroo.run.workers.dealing import (
+    Answered,
+    Dealer,
+    Died,
+    Event,
+    Ready,
+    Refused,
+    Unit,
+    open_units,
+)
+from specbench_kangaroo.run.workers.session import Workers, devices_differ, load_all, merged
 from specbench_kangaroo.run.workers.worker import Worker
+from tests.unit.runs import make_answer, make_judgement, make_manifest
 
 from .bench import Stub, make_bench, save_model, save_questions
 from .test_runner import answers, deterministic, stub
@@ -251,6 +270,109 @@ def test_an_interrupted_run_deals_no_more_and_writes_what_comes(
     assert before.manifest.status == "interrupted"
     found = run(HereCrew(benches), benches, tmp_path / "run", resume=True)
     assert answers(found) == answers(alone(tmp_path / "whole"))
+
+
+WRITING = {module.__file__ for module in (dealing, files, store)}
+PROMPTS = [Round(Question(n, "qa", ("w5",)), 0, 0, ("vanilla", "kangaroo")) for n in (1, 2)]
+
+
+class Knows:
+    """Workers that know every answer and give those that a unit lacks, one unit after the other."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[int, Unit]] = []
+        self.gave: list[GenerationKey] = []
+
+    def start(self, worker: int) -> None: ...
+
+    def ask(self, worker: int, unit: Unit) -> None:
+        self._asked.append((worker, unit))
+
+    def wait(self) -> Event:
+        worker, unit = self._asked.pop(0)
+        ledger = MemoryLedger(unit.finished, unit.judged)
+        for item in unit.rounds:
+            for method in missing(item, ledger):
+                answer, steps = make_answer(item.question.question_id, method)
+                ledger.append(replace(answer, worker=worker), steps)
+                self.gave.append(answer.key)
+            for answer in unjudged(item, ledger):
+                ledger.judge(make_judgement(answer.key))
+        return Answered(worker, ledger.answers, ledger.verdicts)
+
+
+@contextmanager
+def ctrl_c_before(line: int) -> Iterator[None]:
+    """Ctrl-C comes before the line number ``line`` of all that deal and write, as they are run."""
+    left = line
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        del argument
+        if frame.f_code.co_filename not in WRITING:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def deal(crew: Knows, folder: Path, *, resume: bool, ctrl_c: int = 0) -> bool:
+    """Whether the run was done before Ctrl-C came at that line, if at any."""
+    with suppress(KeyboardInterrupt):
+        with (RunWriter.resume if resume else RunWriter.create)(folder, make_manifest()) as writer:
+            dealer = Dealer(
+                crew,
+                writer,
+                workers=2,
+                agree=lambda *_: None,
+                say=print,
+                on_finished=lambda _: None,
+                interruption=Interruption(),
+            )
+            units = open_units(PROMPTS, writer, greedy=True)
+            with ctrl_c_before(ctrl_c):
+                dealer.run(units)
+        return True
+    return False
+
+
+def test_wherever_a_second_ctrl_c_comes_what_is_written_stays_and_the_rest_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # half of the time, for hundreds of folders
+    crew = Knows()
+    assert deal(crew, tmp_path / "whole", resume=False)
+    whole, seen = crew.gave, dict[Any, int]()
+    for line in count(1):
+        folder = tmp_path / str(line)
+        if deal(Knows(), folder, resume=False, ctrl_c=line):
+            break
+        before = (folder / GENERATIONS).read_bytes()
+        paths = [path for path in folder.iterdir() if path.name != MANIFEST]
+        left = frozenset((path.name, path.read_bytes()) for path in paths)
+        if left in seen:  # the line before left the very same folder
+            continue
+        seen[left] = kept = before.count(b"\n")
+        again = Knows()
+        assert deal(again, folder, resume=True)
+        assert again.gave == whole[kept:], f"line {line}: not exactly the missing answers were made"
+        assert (folder / GENERATIONS).read_bytes().startswith(before), f"line {line}"
+        found = read_run(folder)
+        assert len(found.generations) == len(whole)
+        assert found.steps["emitted"].sum() == sum(found.generations["new_tokens"] - 1)
+        assert sorted(found.judgements["question_id"]) == [1, 2], f"line {line}"
+        assert one_worker_a_prompt(found), f"line {line}: a speedup would compare two devices"
+    assert set(seen.values()) == {0, 1, 2, 3, 4}, "Ctrl-C has not come between any two answers"
 
 
 def test_each_worker_warms_up_once(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.run.questions import TASKS
 from specbench_kangaroo.run.registry import method_names
 from tests.command import WITHOUT_HEAVY_IMPORTS
+from tests.pace import slowness
 
 LIMIT_S = 0.5
-ATTEMPTS = 5  # on a busy machine even processor time is stretched
+ATTEMPTS = 5  # other work on the machine takes caches away and so stretches even processor time
 ASKING = "_SPECBENCH_COMPLETE"
 BASH = shutil.which("bash")
 Ask = Callable[..., list[str]]
@@ -137,13 +138,13 @@ def test_an_answer_comes_at_once_and_without_torch(words: str | None, expected: 
         environment |= {ASKING: "complete_bash", "COMP_CWORD": str(len(typed) - 1)}
         environment |= {"COMP_WORDS": "\n".join(typed)}
         arguments = []
-    spent_s = []
+    spent_s = []  # as the machine of the limit would have needed
     while len(spent_s) < ATTEMPTS and min(spent_s, default=LIMIT_S) >= LIMIT_S:
         seconds, shown = cpu_seconds(
             [sys.executable, "-c", WITHOUT_HEAVY_IMPORTS, *arguments], environment
         )
         assert expected in shown
-        spent_s.append(seconds)
+        spent_s.append(seconds / slowness())
     assert min(spent_s) < LIMIT_S, f"the user waits {min(spent_s):.2f} s; import inside functions"
 
 

@@ -1,6 +1,7 @@
 """A report of a run as large as Spec-Bench at 1,024 tokens an answer: what it costs a process.
 
-Processor time, not the clock's: other work on the machine then does not fail the test.
+Processor time, not the clock's, and by the pace of this machine: other work on it, or a slower
+one, then does not fail the test.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from specbench_kangaroo.record.schema import MethodRecord
 from specbench_kangaroo.record.steps import STEP_SCHEMA, STEPS
 from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS
 from specbench_kangaroo.stats.summary import TASK_ORDER
+from tests.pace import slowness
 from tests.unit.runs import make_generation, make_judgement, make_manifest, make_run
 
 pytest.importorskip("resource")  # not on Windows
@@ -130,13 +132,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("format_", "limit_s"),
-    [("terminal", 10.0), ("html", 20.0)],  # far above what they take: a busy machine is slower
+    [("terminal", 10.0), ("html", 20.0)],  # thrice what they take
 )
 def test_a_report_of_a_run_of_spec_benchs_size_takes_seconds(
     large: Path, tmp_path: Path, format_: str, limit_s: float
 ) -> None:
     cost = cost_of(large, "--format", format_, "--output", tmp_path / "report")
-    assert cost.seconds < limit_s, f"a report took {cost.seconds:.1f} s of processor time"
+    assert cost.seconds < limit_s * slowness(), (
+        f"a report took {cost.seconds:.1f} s of processor time"
+    )
     assert cost.peak_mib < 1024, f"a report took {cost.peak_mib:.0f} MiB of memory"
 
 

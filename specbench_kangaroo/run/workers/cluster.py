@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.workers.units import Died, Event, Unit
+from specbench_kangaroo.run.workers.dealing import Died, Event, Unit
 
 if TYPE_CHECKING:
     from specbench_kangaroo.run.setup import Plan

@@ -1,27 +1,108 @@
 """Dealing questions to workers, taking their answers, and what happens when one dies.
 
-A unit's answers come back whole and are written by this process alone: what a dead worker had begun
-is lost with it and made again, so that nothing is lost or doubled.
+A unit's answers arrive together and this process alone writes them, one after the other: what a
+dead worker had begun is made again whole.  A second Ctrl-C, a kill or a full disk may come between
+two of them; what is written then stays, and resuming makes the others on the same worker.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import Generation, Manifest, Status
+from specbench_kangaroo.record.schema import (
+    BlockEdge,
+    Generation,
+    GenerationKey,
+    Judgement,
+    Manifest,
+    Status,
+    StepRecord,
+)
 from specbench_kangaroo.record.writer import RunWriter
 from specbench_kangaroo.run.device_log import append_edges
-from specbench_kangaroo.run.ledger import missing
-from specbench_kangaroo.run.schedule import Round
+from specbench_kangaroo.run.ledger import Ledger, missing, open_rounds
+from specbench_kangaroo.run.schedule import Round, conversations
 from specbench_kangaroo.run.signals import Interruption
-from specbench_kangaroo.run.workers.units import Answered, Died, Event, Ready, Refused, Unit
 
 MOST_DEATHS = 3
 """So many workers may die of one question, or one after the other while they load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A question in one repeat: all its open turns, for all methods, on one worker."""
+
+    rounds: tuple[Round, ...]
+    finished: tuple[Generation, ...] = ()  # by an interrupted run, earlier turns included
+    judged: frozenset[GenerationKey] = frozenset()
+
+    @property
+    def question_id(self) -> int:
+        """Which question it is."""
+        return self.rounds[0].question.question_id
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its question and repeat."""
+        return self.question_id, self.rounds[0].repeat
+
+    @property
+    def worker(self) -> int | None:
+        """The worker that has to finish it, as its answers are to be compared on one device."""
+        return self.finished[0].worker if self.finished else None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker has loaded its model; the manifest is what a run of it alone would have."""
+
+    worker: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker cannot run the request: the line of its :class:`UsageError`."""
+
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A unit's new answers with their steps, its verdicts, and the device while it was made."""
+
+    worker: int
+    answers: Sequence[tuple[Generation, Sequence[StepRecord]]]
+    verdicts: Sequence[Judgement]
+    edges: Sequence[BlockEdge] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker is gone, and what it was doing with it."""
+
+    worker: int
+
+
+Event = Ready | Refused | Answered | Died
+
+
+def open_units(rounds: Iterable[Round], ledger: Ledger, *, greedy: bool) -> Iterator[Unit]:
+    """What the run folder lacks, question by question in the run's order."""
+    for turns in conversations(rounds):
+        todo = open_rounds(turns, ledger, greedy=greedy)
+        if todo:
+            keys = [item.key(method) for item in turns for method in item.order]
+            yield Unit(
+                rounds=tuple(todo),
+                finished=tuple(ledger.finished[key] for key in keys if key in ledger.finished),
+                judged=frozenset(keys) & ledger.judged,
+            )
 
 
 class Crew(Protocol):

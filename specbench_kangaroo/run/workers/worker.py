@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,7 @@ from specbench_kangaroo.run.pauses import collected_by_hand
 from specbench_kangaroo.run.runner import answer_round, warm_up
 from specbench_kangaroo.run.schedule import Round
 from specbench_kangaroo.run.setup import Bench, Plan, load_bench, manifest
-from specbench_kangaroo.run.workers.units import Answered, Ready, Refused, Unit
+from specbench_kangaroo.run.workers.dealing import Answered, Ready, Refused, Unit
 
 
 class Worker:
@@ -41,6 +42,8 @@ class Worker:
             self._bench = load_bench(self._plan)
         except UsageError as error:
             return Refused(self._number, str(error))
+        gc.collect()
+        gc.freeze()  # for good: else every question begins with 0.1 s of looking through all that
         return Ready(self._number, manifest(self._bench, name="", command=""))
 
     def answer(self, unit: Unit) -> Answered:
