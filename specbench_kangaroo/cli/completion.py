@@ -26,10 +26,13 @@ def methods(incomplete: str) -> list[str]:
     return method_names()
 
 
-def methods_beside_the_baseline(incomplete: str) -> list[str]:
-    """Every method that a run does not have anyway."""
+def entries(incomplete: str) -> list[str]:
+    """Every method that a run does not have anyway; behind a label all of them."""
     from specbench_kangaroo.record.schema import BASELINE  # noqa: PLC0415
 
+    label, equals, _ = incomplete.partition("=")
+    if equals:
+        return [f"{label}={name}" for name in methods(incomplete)]
     return [name for name in methods(incomplete) if name != BASELINE]
 
 

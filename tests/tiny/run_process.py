@@ -21,7 +21,7 @@ from .bench import SAVED, WORDS, save_model, save_questions
 PATIENCE_S = 300
 N_QUESTIONS = 8
 EACH = 4  # generations of a question: two turns, two methods
-KEY = ["method", "question_id", "turn", "repeat"]
+KEY = ["entry", "question_id", "turn", "repeat"]
 
 
 def run_of_seconds(

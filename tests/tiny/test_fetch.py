@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from specbench_kangaroo.loading import catalogue, fetch, folders
+
 from specbench_kangaroo.models.fetch import WheelFile
 from specbench_kangaroo.record.errors import UsageError
 

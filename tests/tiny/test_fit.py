@@ -10,12 +10,12 @@ import torch
 import typer
 from safetensors import safe_open
 from safetensors.torch import load_file
+from specbench_kangaroo.loading import models
 from typer.testing import CliRunner
 
 from specbench_kangaroo import __version__
 from specbench_kangaroo.cli import training
 from specbench_kangaroo.engine.target import Target
-from specbench_kangaroo.loading import models
 from specbench_kangaroo.machine.cache_folder import sha256_of
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError

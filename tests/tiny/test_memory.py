@@ -158,7 +158,7 @@ def test_one_answer_is_lost_and_the_record_says_how_far_it_was(
     failing, other = OutOfMemory(target(FAMILY)), Stub(target(FAMILY))
     found = run(make_bench({"failing": failing, "other": other}), tmp_path / "run")
     failed = found.generations[found.generations["status"] != "ok"]
-    assert failed[["method", "question_id"]].to_numpy().tolist() == [["failing", 2]]
+    assert failed[["entry", "question_id"]].to_numpy().tolist() == [["failing", 2]]
     told = failed["error"].item()
     assert told.startswith(
         f"{type(error).__name__} after 5 new tokens on a prompt of 4 (fewer --max"

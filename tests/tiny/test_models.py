@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from specbench_kangaroo.loading import weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specbench_kangaroo.loading import weights
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import UsageError

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from specbench_kangaroo.loading import quantised
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,7 +17,6 @@ from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
 from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
 from specbench_kangaroo.engine.target import Target
-from specbench_kangaroo.loading import quantised
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.run.registry import method_class, method_names

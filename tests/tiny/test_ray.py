@@ -32,7 +32,7 @@ INTERRUPTED = 130
 GONE_S = 20
 TWO = ["--workers", "2"]
 ANSWER = [
-    *("method", "question_id", "turn", "repeat", "status"),
+    *("entry", "question_id", "turn", "repeat", "status"),
     *("output_ids", "text", "prompt_tokens", "target_passes"),
 ]
 

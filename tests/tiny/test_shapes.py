@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from specbench_kangaroo.loading import shapes
 
 from specbench_kangaroo.engine.target import Target
-from specbench_kangaroo.loading import shapes
 from specbench_kangaroo.microbench import bandwidth, subjects
 from specbench_kangaroo.microbench.subjects import ProfileRequest, open_subjects
 from specbench_kangaroo.models.shapes import SHAPES, Shape, random_model, shape_named

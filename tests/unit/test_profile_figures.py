@@ -20,7 +20,7 @@ def step(number: int, *, drafted: int, accepted: int, draft_ms: float) -> StepRe
         drafted=drafted,
         accepted=accepted,
         emitted=accepted + 1,
-        rows=1 + drafted,
+        nodes=1 + drafted,
         exit_reason=ExitReason.MAX_STEPS,
         confidence=(),
         verify_share=1.0,
