@@ -37,7 +37,7 @@ def generate(method: Method) -> Decoded:
 
 def story(found: Decoded) -> list[Any]:
     """All of a generation that no clock goes into."""
-    steps = [(s.drafted, s.accepted, s.rows, s.exit_reason, s.confidence) for s in found.steps]
+    steps = [(s.drafted, s.accepted, s.nodes, s.exit_reason, s.confidence) for s in found.steps]
     return [found.output_ids, steps]
 
 
