@@ -8,10 +8,12 @@ Each function takes what was typed so far; what does not begin so is dropped by 
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 DEVICES = ("cpu", "cuda")
 _FOLDERS_LOOKED_AT = 2000  # the user who presses Tab in a home folder does not wait for all of it
@@ -44,52 +46,27 @@ def trainable_methods() -> list[str]:
     return [name for name in files if "def trainee(" in files[name].read_text("utf-8")]
 
 
-def models(incomplete: str) -> list[tuple[str, str]]:
-    """Short names of models; for a folder, which may hold one, the shell has its own way."""
-    from specbench_kangaroo.models.catalogue import MODELS  # noqa: PLC0415
+def _names_in(module: str, table: str, *, told_by: str = "") -> Callable[[str], list[Any]]:
+    """The names of a table, which is imported when they are asked for.
 
-    del incomplete
-    return [(name, spec.title) for name, spec in MODELS.items()]
+    ``told_by`` is the attribute of its values that describes them to shells that show as much.
+    """
 
+    def names(incomplete: str) -> list[Any]:
+        del incomplete
+        found = getattr(importlib.import_module(f"specbench_kangaroo.{module}"), table)
+        return [(name, getattr(found[name], told_by)) for name in found] if told_by else [*found]
 
-def shapes(incomplete: str) -> list[str]:
-    """The sizes of models that a profile can build of random weights."""
-    from specbench_kangaroo.models.shapes import SHAPES  # noqa: PLC0415
-
-    del incomplete
-    return list(SHAPES)
+    return names
 
 
-def tasks(incomplete: str) -> list[str]:
-    """The tasks of Spec-Bench."""
-    from specbench_kangaroo.run.questions import TASKS  # noqa: PLC0415
-
-    del incomplete
-    return list(TASKS)
-
-
-def templates(incomplete: str) -> list[tuple[str, str]]:
-    """The ways to write a prompt."""
-    from specbench_kangaroo.models.templates import TEMPLATES  # noqa: PLC0415
-
-    del incomplete
-    return [(name, template.description) for name, template in TEMPLATES.items()]
-
-
-def question_sets(incomplete: str) -> list[str]:
-    """The question sets that have a name."""
-    from specbench_kangaroo.run.questions import SOURCES  # noqa: PLC0415
-
-    del incomplete
-    return list(SOURCES)
-
-
-def dtypes(incomplete: str) -> list[str]:
-    """All dtypes; whether this machine has them is found out by the command."""
-    from specbench_kangaroo.machine.devices import DTYPES  # noqa: PLC0415
-
-    del incomplete
-    return list(DTYPES)
+# Of models the short names: for a folder, which may hold one, the shell has its own way.
+models = _names_in("models.catalogue", "MODELS", told_by="title")
+shapes = _names_in("models.shapes", "SHAPES")
+tasks = _names_in("run.questions", "TASKS")
+templates = _names_in("models.templates", "TEMPLATES", told_by="description")
+question_sets = _names_in("run.questions", "SOURCES")
+dtypes = _names_in("machine.devices", "DTYPES")  # whether this machine has them, the command says
 
 
 def devices(incomplete: str) -> list[str]:

@@ -47,7 +47,7 @@ Model = Annotated[
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(help="Branch, tag or commit of a hub model.", show_default=False, metavar="NAME"),
+    typer.Option(help="Branch, tag or commit of a hub model.", metavar="NAME"),
 ]
 Template = Annotated[
     str,
@@ -81,7 +81,6 @@ Methods = Annotated[
     typer.Option(
         help="A method beside the baseline, under a label of its own if it stands several times; "
         "repeatable. See `specbench list methods`.",
-        show_default=False,
         metavar="[LABEL=]METHOD",
         autocompletion=completion.entries,
     ),
@@ -90,7 +89,6 @@ MethodOptions = Annotated[
     list[str] | None,
     typer.Option(
         help="An option of a method, by its label; repeatable. See `specbench list methods`.",
-        show_default=False,
         metavar="LABEL.NAME=VALUE",
     ),
 ]
@@ -100,7 +98,6 @@ Sweeps = Annotated[
         "--sweep",
         help="An entry for each value, in place of the label's own; several sweeps of a label give "
         "all combinations.",
-        show_default=False,
         metavar="LABEL.NAME=V1,V2,...",
     ),
 ]
