@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,53 +30,34 @@ class GateFormat(StrEnum):
     JUNIT = "junit"
 
 
-Baseline = Annotated[
-    Path,
-    typer.Argument(
-        metavar="BASELINE", help="The run that sets what is expected.", autocompletion=run_folders
-    ),
-]
-Candidate = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CANDIDATE", help="The run that must not be worse.", autocompletion=run_folders
-    ),
-]
+def _run(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=text, autocompletion=run_folders)
+
+
+def _tolerance(text: str) -> Any:
+    return typer.Option(min=0.0, max=1.0, help=text, metavar="X")
+
+
+Baseline = Annotated[Path, _run("BASELINE", "The run that sets what is expected.")]
+Candidate = Annotated[Path, _run("CANDIDATE", "The run that must not be worse.")]
 Timing = Annotated[
     bool, typer.Option("--timing", help="Gate speeds too: runs of one session on one machine only.")
 ]
 ToleranceAcceptance = Annotated[
     float,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        help="Allowed loss: of mean accepted tokens, relative; by position, absolute.",
-        metavar="X",
-    ),
+    _tolerance("Allowed loss: of mean accepted tokens, relative; by position, absolute."),
 ]
 ToleranceTokens = Annotated[
-    float,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        help="Allowed share of answers whose tokens are not the baseline's.",
-        metavar="X",
-    ),
+    float, _tolerance("Allowed share of answers whose tokens are not the baseline's.")
 ]
 ToleranceSpeedup = Annotated[
     float,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        help="Allowed loss of speed, relative; it fails if the whole interval lies beyond.",
-        metavar="X",
-    ),
+    _tolerance("Allowed loss of speed, relative; it fails if the whole interval lies beyond."),
 ]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
         help="Compare though this field differs; repeatable. A refusal names the field.",
-        show_default=False,
         metavar="FIELD",
     ),
 ]

@@ -29,8 +29,11 @@ def methods() -> list[str]:
     return method_names()
 
 
-def methods_beside_the_baseline() -> list[str]:
-    """Every method that a run does not have anyway."""
+def entries(incomplete: str) -> list[str]:
+    """Every method that a run does not have anyway; behind a label all of them."""
+    label, equals, _ = incomplete.partition("=")
+    if equals:
+        return [f"{label}={name}" for name in method_names()]
     return [name for name in method_names() if name != BASELINE]
 
 

@@ -46,33 +46,33 @@ def _tell_of_errors(run_: Run) -> None:
         first = failed.iloc[0]
         say(
             f"{len(failed)} of {len(run_.generations)} generations failed; the first: "
-            f"{first['method']}, question {first['question_id']}, {first['error']}"
+            f"{first['entry']}, question {first['question_id']}, {first['error']}"
         )
 
 
 def _violations(run_: Run) -> Iterator[str]:
-    """Where a method that claims to be lossless changed a greedy output."""
-    lossy = {name for name, record in run_.manifest.methods.items() if record.lossy}
+    """Where an entry that claims to be lossless changed a greedy output."""
+    lossy = {name for name, record in run_.manifest.entries.items() if record.lossy}
     found = run_.judgements
-    found = found[(found["verdict"] == "violation") & ~found["method"].isin(lossy)]
+    found = found[(found["verdict"] == "violation") & ~found["entry"].isin(lossy)]
     for item in found.assign(ended=found["logit_gap"].isna()).itertuples():
         why = f"where one of the two tokens lies {item.logit_gap:.2g} below the best logit"
         if item.ended:
             why = "where one of the two texts has ended"
         yield (
-            f"lossless check failed: {item.method} differs from {run_.manifest.baseline} on "
+            f"lossless check failed: {item.entry} differs from {run_.manifest.baseline} on "
             f"question {item.question_id}, turn {item.turn}, from token "
             f"{item.first_difference:.0f} on, {why}"
         )
 
 
 def _sampling_alarms(summary: Summary) -> Iterator[str]:
-    """Which methods that claim to be lossless sampled from another distribution."""
+    """Which entries that claim to be lossless sampled from another distribution."""
     from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
 
-    for name, method in summary.methods.items():
-        check = method.sampling
-        if check is not None and check.alarm and not method.lossy:
+    for name, entry in summary.entries.items():
+        check = entry.sampling
+        if check is not None and check.alarm and not entry.lossy:
             yield (
                 f"lossless check failed: {name}'s tokens have other frequencies than "
                 f"{summary.baseline}'s on {counted(check.prompts, 'prompt')}, "

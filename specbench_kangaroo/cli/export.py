@@ -35,7 +35,7 @@ def export(
         typer.Option(help="A folder for the files.", show_default="RUN/FORMAT", metavar="DIR"),
     ] = None,
 ) -> None:
-    """Write a run as answer files for Spec-Bench's own evaluation/speed.py, one per method.
+    """Write a run as answer files for Spec-Bench's own evaluation/speed.py, one per entry.
 
     Files of the same names are replaced.
     """
@@ -47,10 +47,10 @@ def export(
     files = answer_files(read_run(run))
     for path in _write(folder, files.values()):
         typer.echo(path)
-    for method, file in files.items():
+    for label, file in files.items():
         if file.left_out:
             left_out = counted(file.left_out, "answer")
-            say(f"{method}: left out {left_out} that failed")
+            say(f"{label}: left out {left_out} that failed")
 
 
 def _write(folder: Path, files: Iterable[AnswerFile]) -> list[Path]:

@@ -47,7 +47,7 @@ Model = Annotated[
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(help="Branch, tag or commit of a hub model.", show_default=False, metavar="NAME"),
+    typer.Option(help="Branch, tag or commit of a hub model.", metavar="NAME"),
 ]
 Template = Annotated[
     str,
@@ -79,18 +79,26 @@ Device = Annotated[
 Methods = Annotated[
     list[str] | None,
     typer.Option(
-        help="A method beside the baseline; repeatable. See `specbench list methods`.",
-        show_default=False,
-        metavar="NAME",
-        autocompletion=completion.methods_beside_the_baseline,
+        help="A method beside the baseline, under a label of its own if it stands several times; "
+        "repeatable. See `specbench list methods`.",
+        metavar="[LABEL=]METHOD",
+        autocompletion=completion.entries,
     ),
 ]
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option(
-        help="METHOD.NAME=VALUE, as `specbench list methods` shows them; repeatable.",
-        show_default=False,
-        metavar="TEXT",
+        help="An option of a method, by its label; repeatable. See `specbench list methods`.",
+        metavar="LABEL.NAME=VALUE",
+    ),
+]
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        help="An entry for each value, in place of the label's own; several sweeps of a label give "
+        "all combinations.",
+        metavar="LABEL.NAME=V1,V2,...",
     ),
 ]
 Questions = Annotated[
@@ -126,7 +134,7 @@ Repeats = Annotated[
 Warmup = Annotated[
     int,
     typer.Option(
-        min=0, help="Prompts that every method answers before it is measured.", metavar="N"
+        min=0, help="Prompts that every entry answers before it is measured.", metavar="N"
     ),
 ]
 BatchSize = Annotated[
@@ -152,9 +160,7 @@ RayAddress = Annotated[
 BackendFlag = Annotated[Backend, typer.Option(help="How the target's passes are launched.")]
 RunOutput = Annotated[
     Path | None,
-    typer.Option(
-        help="The run folder to make.", show_default="results/TIME-METHODS", metavar="DIR"
-    ),
+    typer.Option(help="The run folder to make.", show_default="results/TIME-LABELS", metavar="DIR"),
 ]
 Resume = Annotated[
     bool,

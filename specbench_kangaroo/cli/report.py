@@ -29,7 +29,7 @@ def report(
         typer.Option(help="A file to write.", show_default="standard output", metavar="FILE"),
     ] = None,
     details: Annotated[
-        bool, typer.Option("--details", help="In the terminal, all tables of every method.")
+        bool, typer.Option("--details", help="In the terminal, all tables of every entry.")
     ] = False,
     published: Annotated[
         bool,
@@ -41,7 +41,7 @@ def report(
 ) -> None:
     """Show the figures of runs: side by side if there are several, then one run after another.
 
-    A run of several methods is shown as a comparison; every other format holds all its details.
+    A run of several entries is shown as a comparison; every other format holds all its details.
     HTML is one page with the figures in it, and needs no network.
     """
     # Before pyarrow is imported: its own pool keeps what it frees, 150 MB of a large run.

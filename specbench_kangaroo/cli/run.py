@@ -19,12 +19,13 @@ from specbench_kangaroo.cli.output import say
 from specbench_kangaroo.cli.run_progress import run_progress
 from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.record.errors import ResumableError, UsageError
-from specbench_kangaroo.record.schema import BASELINE, DEFAULT_TEMPLATE
+from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
 from specbench_kangaroo.run.config import (
     ModelChoice,
     QuestionChoice,
     Request,
     Settings,
+    entries_of,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results")
 INTERRUPTED = 130
+_MOST_LABELS = 6  # in the name of a run folder
 _DEFAULT = Settings()
 
 
@@ -43,6 +45,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     *,
     method: flags.Methods = None,
     option: flags.MethodOptions = None,
+    sweep: flags.Sweeps = None,
     model: flags.Model = DEFAULT_MODEL,
     revision: flags.Revision = None,
     template: flags.Template = DEFAULT_TEMPLATE,
@@ -66,8 +69,9 @@ def run(  # noqa: PLR0913 (one parameter a flag)
 ) -> None:
     """Benchmark methods against vanilla decoding.
 
-    Vanilla always runs beside them.  Exit status 1: a method changed a greedy output, or sampled
-    tokens with other frequencies, and does not say that it is lossy.
+    Vanilla always runs beside them, under the label vanilla.  A method can stand several times,
+    each with a label and options of its own.  Exit status 1: one changed a greedy output, or
+    sampled tokens with other frequencies, and does not say that it is lossy.
     """
     _refuse_batches(batch_size)
     request = _request(context.params)
@@ -84,8 +88,7 @@ def _request(given: Mapping[str, Any]) -> Request:
         questions=QuestionChoice(
             source=given["questions"], tasks=tuple(given["task"] or ()), limit=given["limit"]
         ),
-        methods=tuple(given["method"] or ()),
-        options=tuple(given["option"] or ()),
+        entries=entries_of(given["method"] or (), given["option"] or (), given["sweep"] or ()),
         settings=Settings(**{item.name: given[item.name] for item in fields(Settings)}),
     )
 
@@ -121,7 +124,7 @@ def benchmark(
 
     if resume and output is None:
         raise UsageError("--resume needs --output DIR, the folder of the run to continue")
-    folder = output or _new_folder(request.methods)
+    folder = output or _new_folder(request)
     try:
         with interruptible() as interruption:
             try:
@@ -159,7 +162,7 @@ def _execute(
     record = runner.manifest(name=folder.resolve().name, command=command)
     writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
     say(_announcement(record, runner.rounds))
-    total = len(runner.rounds) * len(record.methods)
+    total = len(runner.rounds) * len(record.entries)
     with writer, run_progress(total, done=len(writer.finished)) as on_finished:
         refuse_strangers(runner.rounds, writer)
         runner.execute(writer, on_finished=on_finished, interruption=interruption)
@@ -177,10 +180,13 @@ def _tell_how_to_go_on(folder: Path, command: str, what_happened: str) -> None:
     say(f"  {_resuming(command, folder)}")
 
 
-def _new_folder(methods: Sequence[str]) -> Path:
+def _new_folder(request: Request) -> Path:
     """Named by the time; a second run of that second, or after the clock was put back, by more."""
-    names = dict.fromkeys([BASELINE, *methods])
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'+'.join(names)}"
+    # Without what a sweep adds: brackets are for a shell to expand.
+    labels = list(dict.fromkeys(entry.label.partition("[")[0] for entry in request.all_entries))
+    if (more := len(labels) - _MOST_LABELS) > 0:
+        labels[_MOST_LABELS:] = [f"{more}-more"]
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'+'.join(labels)}"
     folder, number = RESULTS / name, 2
     while folder.exists():
         folder, number = RESULTS / f"{name}-{number}", number + 1
@@ -197,7 +203,7 @@ def _announcement(record: Manifest, rounds: Sequence[Round]) -> str:
         f"{threads if settings['device'] == 'cpu' else ''}"
         f"{f', {workers} workers' if workers > 1 else ''}; "
         f"{counted(len({item.question.question_id for item in rounds}), 'question')} of "
-        f"{record.questions}; {', '.join(record.methods)}"
+        f"{record.questions}; {', '.join(record.entries)}"
     )
 
 

@@ -47,7 +47,7 @@ def run_progress(total: int, *, done: int) -> Iterator[Callable[[Generation], No
         progress.refresh()
 
         def on_finished(generation: Generation) -> None:
-            place = f"{generation.task} {generation.question_id}, {generation.method}"
+            place = f"{generation.task} {generation.question_id}, {generation.entry}"
             progress.update(bar, advance=1, description=place, refresh=True)
 
         yield on_finished

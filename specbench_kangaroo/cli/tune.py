@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench_kangaroo.cli.completion import methods, run_folders
+from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.output import plain_text, say, write_file, writing
 from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
 from specbench_kangaroo.record.errors import UsageError
@@ -46,10 +46,9 @@ Logged = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help="One with the options steps and threshold.",
+        help="The label of one with the options steps and threshold.",
         show_default="the only one of the run",
-        metavar="NAME",
-        autocompletion=methods,
+        metavar="LABEL",
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Run the best setting too, into RUN-tuned.")]
@@ -82,7 +81,7 @@ def tune(
 
     logged = read_run(run)
     found = tuning.tune(logged, method)
-    request = request_again(logged.manifest, found.method, found.best._asdict())
+    request = request_again(logged.manifest, found.entry, found.best._asdict())
     _draw(found, output.parent if output else run)
     at_once = format_ is TuneFormat.TERMINAL and output is None
     if at_once:
@@ -159,7 +158,8 @@ def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Estimate
     from specbench_kangaroo.stats.summary import OVERALL, summarise  # noqa: PLC0415
 
     folder = _tuned_folder(logged.folder)
-    resume = _is_begun(folder, found)
+    (entry,) = request.entries
+    resume = _is_begun(folder, entry.label, found)
     _check_questions(logged, request)
     # Standard output is the tuning's, and a document in JSON; the run tells its story beside it.
     with redirect_stdout(sys.stderr):
@@ -167,8 +167,8 @@ def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Estimate
     if status == INTERRUPTED:
         raise typer.Exit(status)
     tuned = read_run(folder)
-    _check_weights(logged, tuned, found.method)
-    tasks = summarise(tuned).methods[found.method].tasks
+    _check_weights(logged, tuned, found.entry, entry.label)
+    tasks = summarise(tuned).entries[entry.label].tasks
     if OVERALL not in tasks:
         raise UsageError(f"{folder} has no answers to compare; see its generations.jsonl")
     return status, tasks[OVERALL].estimates["speedup"]
@@ -179,13 +179,13 @@ def _tuned_folder(folder: Path) -> Path:
     return named.with_name(f"{named.name}-tuned")
 
 
-def _is_begun(folder: Path, found: Tuning) -> bool:
+def _is_begun(folder: Path, label: str, found: Tuning) -> bool:
     """Whether the folder holds a run of the best setting already, which only needs finishing."""
     from specbench_kangaroo.record.manifest import MANIFEST, read_manifest  # noqa: PLC0415
 
     if not (folder / MANIFEST).is_file():
         return False
-    record = read_manifest(folder).methods.get(found.method)
+    record = read_manifest(folder).entries.get(label)
     wanted = found.best._asdict()
     if record is None or any(record.options.get(name) != wanted[name] for name in wanted):
         raise UsageError(
@@ -205,11 +205,12 @@ def _check_questions(logged: Run, request: Request) -> None:
         )
 
 
-def _check_weights(logged: Run, tuned: Run, method: str) -> None:
+def _check_weights(logged: Run, tuned: Run, label: str, tuned_label: str) -> None:
     before, after = logged.manifest, tuned.manifest
     if before.hashes != after.hashes:
         raise UsageError(f"{before.model} has changed since {logged.folder} was run; run it again")
-    if before.methods[method].weights_sha256 != after.methods[method].weights_sha256:
+    weights = after.entries[tuned_label].weights_sha256
+    if before.entries[label].weights_sha256 != weights:
         raise UsageError(
-            f"the weights of {method} have changed since {logged.folder} was run; run it again"
+            f"the weights of {label} have changed since {logged.folder} was run; run it again"
         )

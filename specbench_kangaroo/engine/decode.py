@@ -239,7 +239,7 @@ def _decoded(
                 drafted=step.draft.tree.depth,
                 accepted=step.accepted,
                 emitted=len(step.emitted),
-                rows=len(step.draft.tree.parents),
+                nodes=len(step.draft.tree.parents),
                 exit_reason=ExitReason(step.draft.exit_reason),
                 confidence=_finite(step.draft.confidence),
                 verify_share=step.verify_share,

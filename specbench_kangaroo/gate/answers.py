@@ -23,18 +23,18 @@ from specbench_kangaroo.stats.totals import KEY
 
 
 def deterministic_gates(matched: Matched, tolerances: Tolerances) -> Iterator[Gate]:
-    """Every gate of every method, but those that have no meaning for it."""
-    for method in matched.methods:
-        yield _errors(matched, method)
-        usable = matched.answers_of(method)["usable"]
+    """Every gate of every entry, but those that do not apply to it."""
+    for entry in matched.entries:
+        yield _errors(matched, entry)
+        usable = matched.answers_of(entry)["usable"]
         if usable.any():
-            yield _tokens(matched, method, tolerances.tokens)
-        yield from _acceptance(matched, method, tolerances.acceptance)
-        yield from _lossless(matched, method)
+            yield _tokens(matched, entry, tolerances.tokens)
+        yield from _acceptance(matched, entry, tolerances.acceptance)
+        yield from _lossless(matched, entry)
 
 
-def _errors(matched: Matched, method: str) -> Gate:
-    answers = matched.answers_of(method)
+def _errors(matched: Matched, entry: str) -> Gate:
+    answers = matched.answers_of(entry)
     ok = Status.OK.value
     lost = answers[(answers["status_before"] == ok) & (answers["status_after"] != ok)]
     detail = "no answer lost"
@@ -43,11 +43,11 @@ def _errors(matched: Matched, method: str) -> Gate:
         reason = first["status_after"] if first["status_after"] == MISSING else first["error_after"]
         reason = " ".join(str(reason).split())  # a report has one line for it
         detail = f"{len(lost)} of {len(answers)} answers lost; the first: {_place(first)}: {reason}"
-    return decided("errors", method, None, len(lost), Bound.AT_MOST, 0, detail)
+    return decided("errors", entry, None, len(lost), Bound.AT_MOST, 0, detail)
 
 
-def _tokens(matched: Matched, method: str, tolerance: float) -> Gate:
-    answers = matched.answers_of(method)
+def _tokens(matched: Matched, entry: str, tolerance: float) -> Gate:
+    answers = matched.answers_of(entry)
     answers = answers[answers["usable"]]
     before, after = list(answers["output_ids_before"]), list(answers["output_ids_after"])
     changed = [i for i in range(len(answers)) if list(before[i]) != list(after[i])]
@@ -59,25 +59,25 @@ def _tokens(matched: Matched, method: str, tolerance: float) -> Gate:
             f" ({len(before[i])} tokens, now {len(after[i])})"
         )
     share = len(changed) / len(answers)
-    return decided("tokens", method, None, share, Bound.AT_MOST, tolerance, detail)
+    return decided("tokens", entry, None, share, Bound.AT_MOST, tolerance, detail)
 
 
-def _acceptance(matched: Matched, method: str, tolerance: float) -> Iterator[Gate]:
-    """The mean, and the position that has lost most; none for a method that did not draft."""
-    before, after = (_means(sums) for sums in matched.questions(method))
+def _acceptance(matched: Matched, entry: str, tolerance: float) -> Iterator[Gate]:
+    """The mean, and the position that has lost most; none for an entry that did not draft."""
+    before, after = (_means(sums) for sums in matched.questions(entry))
     if not (before.get("drafted", 0.0) > 0 and after["steps"] > 0):
         return
     name = "mean_accepted_tokens"
     mean, now = (float(METRICS[name].ratio.of(means)) for means in (before, after))
     limit = mean * (1 - tolerance)
     change = f"{100 * (now / mean - 1):+.1f} %"
-    yield decided(name, method, mean, now, Bound.AT_LEAST, limit, change)
+    yield decided(name, entry, mean, now, Bound.AT_LEAST, limit, change)
     old, new = _marginals(before), _marginals(after)
     new += [0.0] * (len(old) - len(new))
     worst = max(range(len(old)), key=lambda i: old[i] - new[i])
     name, limit = "acceptance_by_position", max(old[worst] - tolerance, 0.0)
     detail = f"steps that accept {worst + 1} or more, the worst of {len(old)} positions"
-    yield decided(name, method, old[worst], new[worst], Bound.AT_LEAST, limit, detail)
+    yield decided(name, entry, old[worst], new[worst], Bound.AT_LEAST, limit, detail)
 
 
 def _means(questions: pd.DataFrame) -> dict[str, Floats]:
@@ -89,25 +89,25 @@ def _means(questions: pd.DataFrame) -> dict[str, Floats]:
 
 
 def _marginals(means: dict[str, Floats]) -> list[float]:
-    """The share of steps that accept at least 1, 2, … tokens, as far as the method drafts."""
+    """The share of steps that accept at least 1, 2, … tokens, as far as the entry drafts."""
     return [float(marginal.of(means)) for marginal, _ in acceptance_at(means)]
 
 
-def _lossless(matched: Matched, method: str) -> Iterator[Gate]:
-    """None for the baseline method, nor for one that was lossy by choice in the baseline run."""
+def _lossless(matched: Matched, entry: str) -> Iterator[Gate]:
+    """None for the baseline entry, nor for one that was lossy by choice in the baseline run."""
     manifest = matched.baseline.manifest
-    record = manifest.methods.get(method)
-    if method == manifest.baseline or (record is not None and record.lossy):
+    record = manifest.entries.get(entry)
+    if entry == manifest.baseline or (record is not None and record.lossy):
         return
     sampled = any(run.manifest.sampled for run in _runs(matched))
-    gate = (_sampled if sampled else _greedy)(matched, method)
+    gate = (_sampled if sampled else _greedy)(matched, entry)
     if gate is not None:
         yield gate
 
 
-def _greedy(matched: Matched, method: str) -> Gate | None:
+def _greedy(matched: Matched, entry: str) -> Gate | None:
     """Counts violations; an answer that was judged before and is not now counts as one."""
-    answers = matched.answers_of(method)
+    answers = matched.answers_of(entry)
     before, after = (run.judgements.merge(answers[KEY], on=KEY) for run in _runs(matched))
     if before.empty and after.empty:
         return None
@@ -117,18 +117,18 @@ def _greedy(matched: Matched, method: str) -> Gate | None:
     detail = f"{found} of {len(after)} answers violate it"
     if unjudged:
         detail += f", and {unjudged} were not judged"
-    return decided("lossless", method, allowed, found + unjudged, Bound.AT_MOST, allowed, detail)
+    return decided("lossless", entry, allowed, found + unjudged, Bound.AT_MOST, allowed, detail)
 
 
-def _sampled(matched: Matched, method: str) -> Gate | None:
+def _sampled(matched: Matched, entry: str) -> Gate | None:
     """Sampled answers have no verdicts: the alarm of the test of token frequencies stands in."""
     keys = matched.answers.loc[matched.answers["usable"], KEY]
-    before, after = (check_sampling(restricted(run, keys), method) for run in _runs(matched))
+    before, after = (check_sampling(restricted(run, keys), entry) for run in _runs(matched))
     if before is None or after is None:
         return None
-    detail = f"token frequencies differ from the baseline method's with p = {after.p_value:.2g}"
+    detail = f"token frequencies differ from the baseline entry's with p = {after.p_value:.2g}"
     allowed = int(before.alarm)
-    return decided("lossless", method, allowed, int(after.alarm), Bound.AT_MOST, allowed, detail)
+    return decided("lossless", entry, allowed, int(after.alarm), Bound.AT_MOST, allowed, detail)
 
 
 def _runs(matched: Matched) -> tuple[Run, Run]:

@@ -1,6 +1,6 @@
 """May two runs be compared at all, and what differs between them all the same.
 
-What a comparison is about, a method's options and weights, the versions, the machine, may differ
+What a comparison is about, an entry's options and weights, the versions, the machine, may differ
 and is noted.  What would make any difference meaningless is refused, field by field; the user may
 allow it by the field's name.  Times are compared only within one session on one machine.
 """
@@ -22,7 +22,7 @@ SESSION = "session"
 _SETTINGS = ("dtype", "template", "seed", "max_new_tokens", "temperature", "top_p")
 FIELDS = (
     *("status", "model", "questions", "device", *_SETTINGS),
-    *("baseline_method", "methods", "prompts", SESSION),
+    *("baseline_method", "entries", "prompts", SESSION),
 )
 """What ``--allow`` takes."""
 
@@ -86,10 +86,10 @@ def _differences(baseline: Run, candidate: Run) -> Iterator[Difference]:
     for field, before, after in _identities(ours, theirs):
         if before != after:
             yield _versus(field, before, after)
-    before, after = ours.method_names, theirs.method_names
+    before, after = ours.labels, theirs.labels
     missing = [name for name in before if name not in after]
     if missing:
-        yield Difference("methods", f"methods: the candidate lacks {', '.join(missing)}")
+        yield Difference("entries", f"entries: the candidate lacks {', '.join(missing)}")
     unknown = sorted(asked(candidate) - asked(baseline))
     if unknown:
         question, turn, repeat = unknown[0]
@@ -145,21 +145,22 @@ def _apart(ours: Manifest, theirs: Manifest) -> Iterator[Difference]:
 
 def _changes(ours: Manifest, theirs: Manifest) -> Iterator[str]:
     """What may differ, because it may be what the comparison is about."""
-    before, after = set(ours.method_names), theirs.method_names
+    before, after = set(ours.labels), theirs.labels
     new = [name for name in after if name not in before]
     if new:
         yield f"new in the candidate, not gated: {', '.join(new)}"
     for name in after:
-        if name in ours.methods and name in theirs.methods:
-            yield from _method_changes(name, ours, theirs)
+        if name in ours.entries and name in theirs.entries:
+            yield from _entry_changes(name, ours, theirs)
     for name in _NOTED_SETTINGS:
         yield from _noted(name, _setting(ours, name), _setting(theirs, name))
     for name in _NOTED_ENVIRONMENT:
         yield from _noted(name, _machine(ours, name), _machine(theirs, name))
 
 
-def _method_changes(name: str, ours: Manifest, theirs: Manifest) -> Iterator[str]:
-    before, after = ours.methods[name], theirs.methods[name]
+def _entry_changes(name: str, ours: Manifest, theirs: Manifest) -> Iterator[str]:
+    before, after = ours.entries[name], theirs.entries[name]
+    yield from _noted(f"method of {name}", before.method, after.method)
     for option in dict.fromkeys([*before.options, *after.options]):
         values = [record.options.get(option, _NOT_RECORDED) for record in (before, after)]
         yield from _noted(f"{name}.{option}", *values)

@@ -1,4 +1,4 @@
-"""What a gate is: one question about one method, with its limit and its answer."""
+"""What a gate is: one question about one entry, with its limit and its answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tolerances:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One question about one method, answered.
+    """One question about one entry, answered.
 
     ``baseline`` is None where the value itself is already a comparison.  What is measured in time
     has a ``change``: the value over the baseline's with its interval, the whole of which must lie
@@ -37,7 +37,7 @@ class Gate:
     """
 
     name: str
-    method: str
+    entry: str
     passed: bool
     baseline: float | None
     value: float
@@ -49,7 +49,7 @@ class Gate:
 
 def decided(
     name: str,
-    method: str,
+    entry: str,
     baseline: float | None,
     value: float,
     bound: Bound,
@@ -60,7 +60,7 @@ def decided(
     room = value - limit if bound is Bound.AT_LEAST else limit - value
     return Gate(
         name=name,
-        method=method,
+        entry=entry,
         passed=room >= -_ROUNDING,
         baseline=baseline,
         value=value,

@@ -1,8 +1,8 @@
 """Which answers of two runs stand against each other, and what those add up to.
 
-An answer is matched with the other run's answer of the same method to the same prompt.  A later
-turn continues the baseline method's earlier answers, so where those have changed it has another
-prompt, and its answers say nothing about the method.
+An answer is matched with the other run's answer of the same entry to the same prompt.  A later
+turn continues the baseline entry's earlier answers, so where those have changed it has another
+prompt, and its answers say nothing about the entry.
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ class Matched:
 
     baseline: Run
     candidate: Run
-    methods: tuple[str, ...]  # those of both, in the baseline run's order
+    entries: tuple[str, ...]  # those of both, in the baseline run's order
     prompts: Set[Prompt]
     answers: pd.DataFrame
     before: pd.DataFrame
     after: pd.DataFrame
 
-    def answers_of(self, method: str) -> pd.DataFrame:
-        """The rows of ``answers`` that are the method's."""
-        return self.answers[self.answers["method"] == method]
+    def answers_of(self, entry: str) -> pd.DataFrame:
+        """The rows of ``answers`` that are the entry's."""
+        return self.answers[self.answers["entry"] == entry]
 
-    def questions(self, method: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def questions(self, entry: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Sums by question in the baseline run and in the candidate, over the same questions."""
         return (
-            _question_sums(self.before, method, self.baseline.manifest.baseline),
-            _question_sums(self.after, method, self.candidate.manifest.baseline),
+            _question_sums(self.before, entry, self.baseline.manifest.baseline),
+            _question_sums(self.after, entry, self.candidate.manifest.baseline),
         )
 
 
 def asked(run: Run) -> frozenset[Prompt]:
-    """The prompts of a run; of an unfinished one, those that every method has come to."""
-    methods = run.generations.groupby(PROMPT)["method"].nunique()
+    """The prompts of a run; of an unfinished one, those that every entry has come to."""
+    entries = run.generations.groupby(PROMPT)["entry"].nunique()
     if run.manifest.status != COMPLETE:
-        methods = methods[methods == len(run.manifest.method_names)]
-    return frozenset(_prompts(methods.reset_index()))
+        entries = entries[entries == len(run.manifest.labels)]
+    return frozenset(_prompts(entries.reset_index()))
 
 
 def match(baseline: Run, candidate: Run) -> Matched:
-    """Sets two runs against each other on the prompts and methods that both have."""
-    others = set(candidate.manifest.method_names)
-    methods = tuple(name for name in baseline.manifest.method_names if name in others)
+    """Sets two runs against each other on the prompts and entries that both have."""
+    others = set(candidate.manifest.labels)
+    entries = tuple(name for name in baseline.manifest.labels if name in others)
     prompts = asked(baseline) & asked(candidate)
-    answers = _answers(baseline, candidate, methods, prompts)
+    answers = _answers(baseline, candidate, entries, prompts)
     keys = answers.loc[answers["usable"], KEY]
     return Matched(
         baseline=baseline,
         candidate=candidate,
-        methods=methods,
+        entries=entries,
         prompts=prompts,
         answers=answers,
         before=per_generation(restricted(baseline, keys)),
@@ -88,12 +88,12 @@ def restricted(run: Run, keys: pd.DataFrame) -> Run:
 
 
 def _answers(
-    baseline: Run, candidate: Run, methods: tuple[str, ...], prompts: Set[Prompt]
+    baseline: Run, candidate: Run, entries: tuple[str, ...], prompts: Set[Prompt]
 ) -> pd.DataFrame:
     columns = [*KEY, "status", "error", "output_ids"]
     before = baseline.generations[columns]
     among = pd.Series([prompt in prompts for prompt in _prompts(before)], index=before.index)
-    before = before[among & before["method"].isin(methods)]
+    before = before[among & before["entry"].isin(entries)]
     answers = before.merge(
         candidate.generations[columns], on=KEY, how="left", suffixes=("_before", "_after")
     )
@@ -106,7 +106,7 @@ def _answers(
 
 
 def _same_prompts(baseline: Run, candidate: Run, prompts: Set[Prompt]) -> set[Prompt]:
-    """Those whose earlier turns the baseline method answered alike in both runs."""
+    """Those whose earlier turns the baseline entry answered alike in both runs."""
     before, after = _texts(baseline), _texts(candidate)
     return {
         (question, turn, repeat)
@@ -119,8 +119,8 @@ def _same_prompts(baseline: Run, candidate: Run, prompts: Set[Prompt]) -> set[Pr
 
 
 def _texts(run: Run) -> Mapping[Prompt, str]:
-    """The baseline method's answers, which later turns continue."""
-    own = run.generations[run.generations["method"] == run.manifest.baseline]
+    """The baseline entry's answers, which later turns continue."""
+    own = run.generations[run.generations["entry"] == run.manifest.baseline]
     return dict(zip(_prompts(own), own["text"], strict=True))
 
 
@@ -128,5 +128,5 @@ def _prompts(frame: pd.DataFrame) -> list[Prompt]:
     return [tuple(map(int, row)) for row in frame[PROMPT].to_numpy()]
 
 
-def _question_sums(generations: pd.DataFrame, method: str, baseline: str) -> pd.DataFrame:
-    return per_question(paired(generations, method=method, baseline=baseline))
+def _question_sums(generations: pd.DataFrame, entry: str, baseline: str) -> pd.DataFrame:
+    return per_question(paired(generations, entry=entry, baseline=baseline))

@@ -22,7 +22,7 @@ class Comparison:
     model: str
     questions: str
     prompts: int
-    gates: tuple[Gate, ...]  # by method
+    gates: tuple[Gate, ...]  # by entry
     notes: tuple[str, ...]
     tolerances: Tolerances
     timing: bool
@@ -59,7 +59,7 @@ def compare(
     gates = [*deterministic_gates(matched, tolerances)]
     if timing:
         gates += timing_gates(matched, tolerances.speedup)
-    order = {method: place for place, method in enumerate(matched.methods)}
+    order = {entry: place for place, entry in enumerate(matched.entries)}
     manifest = candidate.manifest
     return Comparison(
         baseline=baseline.manifest.name,
@@ -67,7 +67,7 @@ def compare(
         model=manifest.model,
         questions=manifest.questions,
         prompts=len(matched.prompts),
-        gates=tuple(sorted(gates, key=lambda gate: order[gate.method])),
+        gates=tuple(sorted(gates, key=lambda gate: order[gate.entry])),
         notes=(*notes, *_left_out(matched)),
         tolerances=tolerances,
         timing=timing,
@@ -81,6 +81,6 @@ def _left_out(matched: Matched) -> Iterator[str]:
             f"not gated: {other} answers whose prompt continues an answer of "
             f"{matched.baseline.manifest.baseline} that has changed"
         )
-    for method in matched.methods:
-        if not matched.answers_of(method)["usable"].any():
-            yield f"{method}: the runs have no good answer in common, so only errors are gated"
+    for entry in matched.entries:
+        if not matched.answers_of(entry)["usable"].any():
+            yield f"{entry}: the runs have no good answer in common, so only errors are gated"

@@ -21,7 +21,7 @@ from specbench_kangaroo.gate.gates import Gate
 from specbench_kangaroo.gate.regression import Comparison
 from specbench_kangaroo.report.sheets import ABSENT, counted
 
-_HEADINGS = ("method", "gate", "baseline", "candidate", "limit", "verdict")
+_HEADINGS = ("entry", "gate", "baseline", "candidate", "limit", "verdict")
 _NUMBERS = ("baseline", "candidate", "limit")
 _FORMATS = {"errors": ".0f", "lossless": ".0f", "tokens": ".1%"}
 _OTHER_FORMAT = ".3f"
@@ -71,29 +71,29 @@ def markdown(comparison: Comparison) -> str:
 
 
 def junit(comparison: Comparison) -> str:
-    """A test suite per method and a test case per gate, as CI servers read them."""
+    """A test suite per entry and a test case per gate, as CI servers read them."""
     root = ElementTree.Element(
         "testsuites",
         name="specbench compare",
         tests=str(len(comparison.gates)),
         failures=str(len(comparison.failed)),
     )
-    for method, gates in groupby(comparison.gates, key=lambda gate: gate.method):
-        _suite(root, comparison, method, list(gates))
+    for entry, gates in groupby(comparison.gates, key=lambda gate: gate.entry):
+        _suite(root, comparison, entry, list(gates))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _suite(
-    root: ElementTree.Element, comparison: Comparison, method: str, gates: list[Gate]
+    root: ElementTree.Element, comparison: Comparison, entry: str, gates: list[Gate]
 ) -> None:
     failures = sum(not gate.passed for gate in gates)
     suite = ElementTree.SubElement(
-        root, "testsuite", name=method, tests=str(len(gates)), failures=str(failures)
+        root, "testsuite", name=entry, tests=str(len(gates)), failures=str(failures)
     )
     for gate in gates:
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"specbench.{method}", name=gate.name
+            suite, "testcase", classname=f"specbench.{entry}", name=gate.name
         )
         if gate.passed:
             ElementTree.SubElement(case, "system-out").text = _legal(gate.detail)
@@ -124,7 +124,7 @@ def _cells(gate: Gate) -> list[str]:
     baseline = ABSENT if gate.baseline is None else format(gate.baseline, form)
     limit = f"{gate.bound.value} {gate.limit:{form}}"
     outcome = "holds" if gate.passed else "FAILED"
-    return [gate.method, _words(gate), baseline, format(gate.value, form), limit, outcome]
+    return [gate.entry, _words(gate), baseline, format(gate.value, form), limit, outcome]
 
 
 def _words(gate: Gate) -> str:
@@ -132,7 +132,7 @@ def _words(gate: Gate) -> str:
 
 
 def _reason(gate: Gate) -> str:
-    return f"{gate.method}, {_words(gate)}: {gate.detail}"
+    return f"{gate.entry}, {_words(gate)}: {gate.detail}"
 
 
 def _title(comparison: Comparison) -> str:

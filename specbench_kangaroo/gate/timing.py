@@ -1,7 +1,7 @@
-"""The timing gates: has a method lost speedup, and has the baseline method itself become slower.
+"""The timing gates: has an entry lost speedup, and has the baseline entry itself become slower.
 
-A method's speedup is set against its speedup in the baseline run, so that a machine that slows both
-methods alike changes nothing; the baseline method's own speed then shows an engine that slowed.
+An entry's speedup is set against its speedup in the baseline run, so that a machine that slows both
+entries alike changes nothing; the baseline entry's own speed then shows an engine that slowed.
 Both are paired by question.  A gate fails only if the whole interval lies below what is allowed.
 """
 
@@ -23,26 +23,26 @@ _LEAST_QUESTIONS = 2  # one gives no interval
 
 
 def timing_gates(matched: Matched, tolerance: float) -> Iterator[Gate]:
-    """One gate a method; none for a method that has no answer in common.
+    """One gate an entry; none for an entry that has no answer in common.
 
     Raises:
         UsageError: there are too few questions for an interval.
     """
-    for method in matched.methods:
-        before, after = matched.questions(method)
+    for entry in matched.entries:
+        before, after = matched.questions(entry)
         if before.empty:
             continue
         if len(before) < _LEAST_QUESTIONS:
             raise UsageError(
-                f"--timing needs answers of {method} to {_LEAST_QUESTIONS} questions at least, "
+                f"--timing needs answers of {entry} to {_LEAST_QUESTIONS} questions at least, "
                 "and both runs have them to one only; ask more questions, or leave --timing out"
             )
-        own = method == matched.baseline.manifest.baseline
+        own = entry == matched.baseline.manifest.baseline
         name = "tokens_per_second" if own else "speedup"
-        yield _timing_gate(name, method, _columns(before, after), tolerance)
+        yield _timing_gate(name, entry, _columns(before, after), tolerance)
 
 
-def _timing_gate(name: str, method: str, columns: dict[str, Floats], tolerance: float) -> Gate:
+def _timing_gate(name: str, entry: str, columns: dict[str, Floats], tolerance: float) -> Gate:
     ratio = METRICS[name].ratio
     found = estimates(
         {
@@ -57,7 +57,7 @@ def _timing_gate(name: str, method: str, columns: dict[str, Floats], tolerance: 
     questions = len(next(iter(columns.values())))
     return Gate(
         name=name,
-        method=method,
+        entry=entry,
         passed=change.high is None or change.high >= allowed,
         baseline=before.value,
         value=after.value,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from specbench_kangaroo.record.schema import ExitReason, Lossless, Status
+from specbench_kangaroo.record.schema import RENAMED, ExitReason, Lossless, Status
 
 R = TypeVar("R")
 Reader = Callable[[Any], Any]
@@ -31,6 +31,7 @@ def from_plain(kind: type[R], row: Mapping[str, Any]) -> R:
 def checked(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the record; see :func:`from_plain`."""
     readers, required = _readers(kind), _required(kind)
+    row = upgraded(row, readers)
     if not required <= row.keys() or not row.keys() <= readers.keys():
         raise ValueError(_names_differ(required, readers, row))
     values = {}
@@ -40,6 +41,25 @@ def checked(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name!r} must be {error}, not {shown(value)}") from None
     return values
+
+
+def upgraded(row: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """A row of any schema version with the ``names`` that its fields have in this one.
+
+    By the row and not by the run's version: a run that was resumed has rows of several.
+    """
+    old = [name for name in RENAMED if name in row and name not in names]
+    if not old or any(RENAMED[name] in row or RENAMED[name] not in names for name in old):
+        return row
+    row = {RENAMED.get(name, name) if name in old else name: row[name] for name in row}
+    if "methods" in old and isinstance(row["entries"], dict):
+        row["entries"] = {label: _labelled(label, of) for label, of in row["entries"].items()}
+    return row
+
+
+def _labelled(label: str, record: Any) -> Any:
+    """What a version without labels says of a method, whose name is the entry's label."""
+    return {"method": label} | record if isinstance(record, dict) else record
 
 
 def shown(value: Any) -> str:
@@ -174,7 +194,7 @@ _READERS: Mapping[str, Reader] = {
     "Sequence[str]": _texts,
     "Mapping[str, Any]": _object,
     "Mapping[str, str]": _object,
-    "Mapping[str, MethodRecord]": _object,
+    "Mapping[str, EntryRecord]": _object,
     "Status": partial(_one_of, Status),
     "Lossless": partial(_one_of, Lossless),
     "ExitReason": partial(_one_of, ExitReason),

@@ -16,15 +16,15 @@ from specbench_kangaroo.record.jsonl import parsed, plain, reading
 from specbench_kangaroo.record.schema import (
     DEFAULT_TEMPLATE,
     SCHEMA_VERSION,
+    EntryRecord,
     Manifest,
-    MethodRecord,
 )
 
 MANIFEST = "run.json"
 
 # What must be the same for two sets of generations to belong to one run.  The environment is left
 # out: a run may go on after a restart of the machine.
-_IDENTITY = ("model", "questions", "hashes", "baseline", "methods", "settings")
+_IDENTITY = ("model", "questions", "hashes", "baseline", "entries", "settings")
 _ABSENT = "absent"
 _DEVICE = re.compile(r"\w+(:\d{1,4})?")
 # What figures and comparisons read of the parts that have no fixed fields.
@@ -92,13 +92,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest(content: dict[str, Any]) -> Manifest:
     manifest = from_plain(Manifest, content)
-    methods: dict[str, MethodRecord] = {}
-    for name, record in manifest.methods.items():
+    entries: dict[str, EntryRecord] = {}
+    for label, record in manifest.entries.items():
         if not isinstance(record, dict):
-            raise ValueError(f"methods.{name} must be an object, not {shown(record)}")
-        methods[name] = from_plain(MethodRecord, record)
+            raise ValueError(f"entries.{label} must be an object, not {shown(record)}")
+        entries[label] = from_plain(EntryRecord, record)
     _check_free_parts(manifest)
-    return replace(manifest, methods=methods)
+    return replace(manifest, entries=entries)
 
 
 def _check_free_parts(manifest: Manifest) -> None:
@@ -132,7 +132,7 @@ def first_difference(stored: Manifest, given: Manifest) -> Difference | None:
 def _identity(manifest: Manifest) -> dict[str, Any]:
     content = plain(manifest)
     content["settings"] = {**SETTINGS_BEFORE, **content["settings"]}
-    for record in content["methods"].values():
+    for record in content["entries"].values():
         del record["weights_record"]  # provenance: the hash of the weights says it all
     # Through JSON, so that a value compares equal with what a file has made of it.
     return {name: json.loads(json.dumps(content[name])) for name in _IDENTITY}

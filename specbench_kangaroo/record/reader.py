@@ -86,15 +86,15 @@ def read_generations(folder: Path, manifest: Manifest) -> dict[GenerationKey, Ge
     """Every generation that has a line.
 
     Raises:
-        UsageError: a line is malformed, of a method that the run does not have, or there twice.
+        UsageError: a line is malformed, of an entry that the run does not have, or there twice.
     """
-    path, methods = folder / GENERATIONS, manifest.method_names
+    path, labels = folder / GENERATIONS, manifest.labels
     found: dict[GenerationKey, Generation] = {}
     lines: dict[GenerationKey, int] = {}
     for number, item in numbered_records(path, Generation):
         wrong = None
-        if item.method not in methods:
-            wrong = f"method {shown(item.method)} is not among {', '.join(methods)} of {MANIFEST}"
+        if item.entry not in labels:
+            wrong = f"entry {shown(item.entry)} is not among {', '.join(labels)} of {MANIFEST}"
         elif item.key in found:
             wrong = f"{named(item.key)} stands in line {lines[item.key]} already"
         if wrong:

@@ -4,6 +4,8 @@ Schema history
     1 (2026-11): first version.
     2 (2026-11): a generation says which worker made it, its energy and its peak of device memory;
         where the device can be asked, device.jsonl has its state at the edges of blocks.
+    3 (2026-11): records name the entry that they are of, by its label, instead of the method; the
+        manifest has ``entries`` with the method of each; a step's ``rows`` is named ``nodes``.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = 2
-BASELINE = "vanilla"
+SCHEMA_VERSION = 3
+RENAMED = {"method": "entry", "methods": "entries", "rows": "nodes"}  # fields, up to version 2
+BASELINE = "vanilla"  # the method that others are compared with, and the label of its entry
 DEFAULT_TEMPLATE = "tokenizer"  # how prompts are written: by the tokenizer's own template
 THRESHOLD = "threshold"  # the option of methods that stop drafting below a confidence
 BEFORE, AFTER = "before", "after"  # the edges of a block
@@ -60,7 +63,7 @@ class StepRecord:
     drafted: int
     accepted: int
     emitted: int
-    rows: int  # rows that the target scored: 1 + the tree's nodes
+    nodes: int  # of the tree that the target scored, the root included
     exit_reason: ExitReason
     confidence: tuple[float, ...]  # the draft's top-1 probability of each drafted token, if known
     verify_share: float  # share of a full target pass that verification had left to do, 0..1
@@ -73,7 +76,7 @@ class StepRecord:
 class GenerationKey:
     """What identifies a generation within a run."""
 
-    method: str
+    entry: str
     question_id: int
     turn: int
     repeat: int
@@ -81,9 +84,9 @@ class GenerationKey:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer of one method to one turn: a line of ``generations.jsonl``."""
+    """One answer of one entry to one turn: a line of ``generations.jsonl``."""
 
-    method: str
+    entry: str
     question_id: int
     category: str
     task: str
@@ -95,18 +98,18 @@ class Generation:
     output_ids: tuple[int, ...]  # EOS included when it was reached
     text: str
     new_tokens: int
-    target_passes: int  # the prefill included
+    target_passes: int  # the prefill included; 0 for an entry that decodes by itself, without steps
     ttft_ms: float  # prefill and first token
     total_ms: float  # prefill, every step and what lies between them
     peak_rss_mb: float | None = None  # of the process, after this generation
     peak_device_mb: float | None = None  # allocated on the accelerator, None without one
     energy_j: float | None = None  # drawn by the device while it was made, None if not measured
-    worker: int = 0  # which worker made it; all methods answer a prompt on the same one
+    worker: int = 0  # which worker made it; all entries answer a prompt on the same one
 
     @property
     def key(self) -> GenerationKey:
         """Which generation this is about."""
-        return GenerationKey(self.method, self.question_id, self.turn, self.repeat)
+        return GenerationKey(self.entry, self.question_id, self.turn, self.repeat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class Judgement:
     equal, and the gap where one of them has ended there.
     """
 
-    method: str
+    entry: str
     question_id: int
     turn: int
     repeat: int
@@ -129,12 +132,12 @@ class Judgement:
     @property
     def key(self) -> GenerationKey:
         """Which generation this is about."""
-        return GenerationKey(self.method, self.question_id, self.turn, self.repeat)
+        return GenerationKey(self.entry, self.question_id, self.turn, self.repeat)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockEdge:
-    """The device before or after a prompt that all methods answer: a line of ``device.jsonl``.
+    """The device before or after a prompt that all entries answer: a line of ``device.jsonl``.
 
     None is what the device does not tell.
     """
@@ -153,9 +156,10 @@ class BlockEdge:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodRecord:
-    """A method as it ran: every option with its value, and where its weights came from."""
+class EntryRecord:
+    """An entry as it ran: its method, every option with its value, where its weights came from."""
 
+    method: str
     options: Mapping[str, Any]
     weights_sha256: str | None = None
     weights_record: Mapping[str, Any] = field(default_factory=dict)  # training record of the file
@@ -172,7 +176,7 @@ class Manifest:
     status: str  # running | interrupted | complete
     model: str
     questions: str
-    methods: Mapping[str, MethodRecord]
+    entries: Mapping[str, EntryRecord]  # by label
     settings: Mapping[str, Any]  # seed, max_new_tokens, temperature, dtype, device, repeats, …
     environment: Mapping[str, Any]  # versions, CPU or GPU, threads, git commit
     hashes: Mapping[str, str]  # questions, model
@@ -180,9 +184,9 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     @property
-    def method_names(self) -> tuple[str, ...]:
-        """All methods of the run, the baseline first."""
-        return tuple(dict.fromkeys([self.baseline, *self.methods]))
+    def labels(self) -> tuple[str, ...]:
+        """Those of all entries of the run, the baseline's first."""
+        return tuple(dict.fromkeys([self.baseline, *self.entries]))
 
     @property
     def sampled(self) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from specbench_kangaroo.record.checks import checked
+from specbench_kangaroo.record.checks import checked, upgraded
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.files import replacing
 from specbench_kangaroo.record.jsonl import as_line, numbered_lines, plain
@@ -26,7 +26,7 @@ KEY = [field.name for field in fields(GenerationKey)]
 CONFIDENCE_TYPE = pa.list_(pa.float64())
 STEP_SCHEMA = pa.schema(
     [
-        ("method", pa.string()),
+        ("entry", pa.string()),
         ("question_id", pa.int64()),
         ("turn", pa.int64()),
         ("repeat", pa.int64()),
@@ -35,7 +35,7 @@ STEP_SCHEMA = pa.schema(
         ("drafted", pa.int64()),
         ("accepted", pa.int64()),
         ("emitted", pa.int64()),
-        ("rows", pa.int64()),
+        ("nodes", pa.int64()),
         ("exit_reason", pa.string()),
         ("confidence", CONFIDENCE_TYPE),
         ("verify_share", pa.float64()),
@@ -45,7 +45,7 @@ STEP_SCHEMA = pa.schema(
     ]
 )
 
-_NO_COUNT = frozenset({"method", "question_id", "exit_reason", "confidence"})
+_NO_COUNT = frozenset({"entry", "question_id", "exit_reason", "confidence"})
 # Checksums, as a flipped bit may well decode to another number.
 _PARQUET = {"compression": "zstd", "write_page_checksum": True}
 # Bounds the memory that a journal takes on its way to Parquet, whatever the length of the run.
@@ -125,7 +125,7 @@ def _refuse_fewer(
 def named(key: GenerationKey) -> str:
     """A generation in a message."""
     place = f"question {key.question_id}, turn {key.turn}, repeat {key.repeat}"
-    return f"{key.method}'s answer to {place}"
+    return f"{key.entry}'s answer to {place}"
 
 
 def _counts(table: pa.Table) -> Counter[GenerationKey]:
@@ -150,10 +150,13 @@ def _step_tables(folder: Path, finished: AbstractSet[GenerationKey]) -> Iterator
 def _read_parquet(path: Path) -> pa.Table:
     try:
         names = pq.read_schema(path).names
-        missing = [name for name in STEP_SCHEMA.names if name not in names]
+        stored = upgraded(dict(zip(names, names, strict=True)), STEP_SCHEMA.names)
+        missing = [name for name in STEP_SCHEMA.names if name not in stored]
         if missing:  # pyarrow would fill it with nulls
             raise ValueError(f"column {missing[0]} is missing")
-        table = pq.read_table(path, schema=STEP_SCHEMA, page_checksum_verification=True)
+        schema = pa.schema([field.with_name(stored[field.name]) for field in STEP_SCHEMA])
+        table = pq.read_table(path, schema=schema, page_checksum_verification=True)
+        table = table.rename_columns(STEP_SCHEMA.names)
         _check_values(table)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""One method by task: every figure that a reader compares between tasks."""
+"""One entry by task: every figure that a reader compares between tasks."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ _LATENCY = (
 )
 _ENERGY = (("J per", "token"), ("base J", "per token"))
 _OF_BASELINE = ("tok/s", "TTFT, ms", "TPOT, ms")
-_OF_METHOD = ("speedup", "mean accepted", "acc.\nrate", "tok/s", "base", "ideal", "of\nideal")
+_OF_ENTRY = ("speedup", "mean accepted", "acc.\nrate", "tok/s", "base", "ideal", "of\nideal")
 
 
-def section(summary: Summary, method: str, *, with_reason: bool) -> Section:
-    """A method's table, the verdict on its outputs, and why it is slow if it is."""
-    notes = [verdict(summary.methods[method], summary.baseline)]
-    why = reason(summary, method) if with_reason else None
-    against = "" if method == summary.baseline else f" against {summary.baseline}"
+def section(summary: Summary, entry: str, *, with_reason: bool) -> Section:
+    """An entry's table, the verdict on its outputs, and why it is slow if it is."""
+    notes = [verdict(summary.entries[entry], summary.baseline)]
+    why = reason(summary, entry) if with_reason else None
+    against = "" if entry == summary.baseline else f" against {summary.baseline}"
     return Section(
-        title=f"{summary.label(method)}{against}, {summary.model}, {summary.questions}",
-        sheet=_sheet(summary, method),
+        title=f"{summary.label(entry)}{against}, {summary.model}, {summary.questions}",
+        sheet=_sheet(summary, entry),
         notes=(*notes, why) if why else tuple(notes),
     )
 
 
-def latency(summary: Summary, method: str) -> Section:
-    """What a method's own table has no room for: Spec-Bench's speedup, passes, and latencies."""
-    energy = _ENERGY if measures_energy(summary, method) else ()
+def latency(summary: Summary, entry: str) -> Section:
+    """What an entry's own table has no room for: Spec-Bench's speedup, passes, and latencies."""
+    energy = _ENERGY if measures_energy(summary, entry) else ()
     columns = (Column(Cell(" ".join(lines), lines)) for lines in (*_LATENCY, *energy))
     return Section(
-        title=f"{summary.label(method)}: speedup by Spec-Bench's formula, compression, latency",
+        title=f"{summary.label(entry)}: speedup by Spec-Bench's formula, compression, latency",
         sheet=Sheet(
             (Column(Cell("task"), left=True), *columns),
-            tuple(_latency_rows(summary, method)),
+            tuple(_latency_rows(summary, entry)),
             bold=OVERALL,
             stacked=True,
         ),
@@ -74,14 +74,14 @@ def latency_caption(summary: Summary) -> str:
 
 
 def memory_caption(peak_rss_mb: float) -> str:
-    """The memory of a run, which no method has for itself."""
-    return f"peak memory of the process, which all methods share: {peak_rss_mb:.0f} MiB"
+    """The memory of a run, which no entry has for itself."""
+    return f"peak memory of the process, which all entries share: {peak_rss_mb:.0f} MiB"
 
 
-def _latency_rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
-    baseline = summary.methods[summary.baseline].tasks
-    energy = ("joules_per_token",) if measures_energy(summary, method) else ()
-    for task, part in summary.methods[method].tasks.items():
+def _latency_rows(summary: Summary, entry: str) -> Iterator[tuple[Cell, ...]]:
+    baseline = summary.entries[summary.baseline].tasks
+    energy = ("joules_per_token",) if measures_energy(summary, entry) else ()
+    for task, part in summary.entries[entry].tasks.items():
         base = baseline[task].estimates
         yield (
             Cell(task),
@@ -106,22 +106,22 @@ def _ms_cell(estimates: Mapping[str, Estimate], name: str) -> Cell:
     return interval_cell(estimates, name, ".0f" if long else ".1f")
 
 
-def _sheet(summary: Summary, method: str) -> Sheet:
-    headings = ["n", *(_OF_BASELINE if method == summary.baseline else _OF_METHOD)]
-    if method == summary.baseline and measures_energy(summary, method):
+def _sheet(summary: Summary, entry: str) -> Sheet:
+    headings = ["n", *(_OF_BASELINE if entry == summary.baseline else _OF_ENTRY)]
+    if entry == summary.baseline and measures_energy(summary, entry):
         headings.append("J per\ntoken")
     cells = (Cell(name.replace("\n", " "), tuple(name.split("\n"))) for name in headings)
     columns = (Column(Cell("task"), left=True), *(Column(cell) for cell in cells))
-    return Sheet(columns, tuple(_rows(summary, method)), bold=OVERALL)
+    return Sheet(columns, tuple(_rows(summary, entry)), bold=OVERALL)
 
 
-def _rows(summary: Summary, method: str) -> Iterator[tuple[Cell, ...]]:
-    baseline = summary.methods[summary.baseline].tasks
-    for task, part in summary.methods[method].tasks.items():
-        if method == summary.baseline:
-            cells = _of_baseline(part.estimates, energy=measures_energy(summary, method))
+def _rows(summary: Summary, entry: str) -> Iterator[tuple[Cell, ...]]:
+    baseline = summary.entries[summary.baseline].tasks
+    for task, part in summary.entries[entry].tasks.items():
+        if entry == summary.baseline:
+            cells = _of_baseline(part.estimates, energy=measures_energy(summary, entry))
         else:
-            cells = _of_method(part.estimates, baseline[task].estimates)
+            cells = _of_entry(part.estimates, baseline[task].estimates)
         yield (Cell(task), Cell(str(part.n)), *cells)
 
 
@@ -132,7 +132,7 @@ def _of_baseline(estimates: Mapping[str, Estimate], *, energy: bool) -> tuple[Ce
     return tuple(cells)
 
 
-def _of_method(
+def _of_entry(
     estimates: Mapping[str, Estimate], baseline: Mapping[str, Estimate]
 ) -> tuple[Cell, ...]:
     return (

@@ -11,18 +11,18 @@ ENERGY_CAPTION = (
 )
 
 
-def measures_energy(summary: Summary, method: str) -> bool:
-    """Whether the device told how much energy a method's answers took."""
-    tasks = summary.methods[method].tasks.values()
+def measures_energy(summary: Summary, entry: str) -> bool:
+    """Whether the device told how much energy an entry's answers took."""
+    tasks = summary.entries[entry].tasks.values()
     return any("joules_per_token" in part.estimates for part in tasks)
 
 
 def memory_caption(summary: Summary) -> str | None:
-    """The most memory that each method's answers had on the accelerator; None without one."""
+    """The most memory that each entry's answers had on the accelerator; None without one."""
     peaks = [
-        f"{summary.label(name)} {method.peak_device_mb:.0f}"
-        for name, method in summary.methods.items()
-        if method.peak_device_mb is not None
+        f"{summary.label(name)} {entry.peak_device_mb:.0f}"
+        for name, entry in summary.entries.items()
+        if entry.peak_device_mb is not None
     ]
     return f"peak memory on the device, MiB: {', '.join(peaks)}" if peaks else None
 
@@ -44,5 +44,5 @@ def notes(health: DeviceHealth | None) -> tuple[Note, ...]:
             f"({health.sm_change:.0%}) from block to block."
         )
     return tuple(
-        Note(f"{text} Ratios hold, as methods took turns; times do not.") for text in found
+        Note(f"{text} Ratios hold, as entries took turns; times do not.") for text in found
     )

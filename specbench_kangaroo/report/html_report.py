@@ -72,7 +72,7 @@ class Chapter:
         return [section for section in self.report.sections if section.part is Part(part)]
 
     def details(self) -> list[tuple[str, list[Section]]]:
-        """The sections about each method, with its name."""
+        """The sections about each entry, with its name."""
         groups = groupby(self.sections("detail"), key=lambda section: section.subject)
         return [(subject, list(sections)) for subject, sections in groups]
 
@@ -128,7 +128,7 @@ def inline_svg(figure: Figure, name: str) -> Markup:
 def _facts(manifest: Manifest) -> Iterator[Facts]:
     about = ("command", "created", "status", "model", "questions", "baseline", "schema_version")
     yield Facts("Run", tuple((name, _written(getattr(manifest, name))) for name in about))
-    for name, record in manifest.methods.items():
+    for name, record in manifest.entries.items():
         values = dict(record.options)
         if record.weights_sha256 is not None:
             values["weights_sha256"] = record.weights_sha256

@@ -74,8 +74,14 @@ def _published(source: Source, rows: Sequence[Mapping[str, str]]) -> Published:
     )
 
 
-def section(summary: Summary, method: str) -> Section | None:
-    """A method's published figures below its own, each with its source; None if there are none."""
+def section(summary: Summary, method: str, labels: Sequence[str]) -> Section | None:
+    """A method's published figures below its entries' own, each with its source; None without any.
+
+    Args:
+        summary: of the run.
+        method: by its own name.
+        labels: its entries.
+    """
     found = [item for item in published() if item.of.key == method]
     if not found:
         return None
@@ -88,13 +94,13 @@ def section(summary: Summary, method: str) -> Section | None:
         *(Column(cell) for cell in headings),
         Column(Cell("mean accepted", ("mean", "accepted"))),
     )
-    ours = _ours(summary, method, tasks)
+    ours = [_ours(summary, label, tasks, alone=len(labels) == 1) for label in labels]
     sources = list(dict.fromkeys((item.of.source, item.of.note) for item in found))
     numbers = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
-    rows = (ours, *(_row(item, tasks, numbers[item.of.source, item.of.note]) for item in found))
+    rows = (*ours, *(_row(item, tasks, numbers[item.of.source, item.of.note]) for item in found))
     return Section(
-        title=f"{summary.label(method)}: this run, and speedups published elsewhere",
-        sheet=Sheet(columns, rows, bold=ours[0].text, stacked=True),
+        title=f"{_title(summary, method, labels)}: this run, and speedups published elsewhere",
+        sheet=Sheet(columns, rows, bold=ours[0][0].text, stacked=True),
         notes=tuple(
             Note(f"{number} {': '.join(filter(None, source))}")
             for source, number in numbers.items()
@@ -102,17 +108,21 @@ def section(summary: Summary, method: str) -> Section | None:
     )
 
 
+def _title(summary: Summary, method: str, labels: Sequence[str]) -> str:
+    return summary.label(labels[0]) if len(labels) == 1 else method
+
+
 def _heading(task: str) -> tuple[str, ...]:
     return _HEADINGS.get(task) or tuple(task.replace("_", "_\n").split("\n"))
 
 
-def _ours(summary: Summary, method: str, tasks: Sequence[str]) -> tuple[Cell, ...]:
-    parts = summary.methods[method].tasks
+def _ours(summary: Summary, label: str, tasks: Sequence[str], *, alone: bool) -> tuple[Cell, ...]:
+    parts = summary.entries[label].tasks
     estimates = [parts[task].estimates if task in parts else {} for task in tasks]
     accepted = interval_cell(parts[OVERALL].estimates if parts else {}, "mean_accepted_tokens")
     return (
         folded(_where(summary.model, summary.device or ""), _WIDTH),
-        Cell("this run"),
+        Cell("this run") if alone else folded(f"this run, {summary.label(label)}", _WIDTH),
         *(interval_cell(part, "speedup_specbench") for part in estimates),
         accepted,
     )

@@ -1,4 +1,4 @@
-"""The order of a report: what comes first for one method, for several, and for several runs."""
+"""The order of a report: what comes first for one entry, for several, and for several runs."""
 
 from __future__ import annotations
 
@@ -27,54 +27,54 @@ def document_of(
 def report_of(summary: Summary, *, with_details: bool, with_published: bool = False) -> Report:
     """What is to be said of a run.
 
-    A run of one method is all detail, and one of the baseline alone has its figures.
+    A run of one entry is all detail, and one of the baseline alone has its figures.
 
     Args:
         summary: of the run.
-        with_details: add all tables of each method.
-        with_published: add what was published of the same methods.
+        with_details: add all tables of each entry.
+        with_published: add what was published of the same entries.
     """
-    methods = comparison.others(summary)
-    sections, captions = _first(summary, methods)
+    entries = comparison.others(summary)
+    sections, captions = _first(summary, entries)
     if with_details:
-        sections += _details(summary, methods)
-        captions += _detail_captions(summary, methods)
-    if with_published and (found := list(_published(summary, methods))):
+        sections += _details(summary, entries)
+        captions += _detail_captions(summary, entries)
+    if with_published and (found := list(_published(summary, entries))):
         sections += found
         captions.append(published.CAPTION)
     return Report(summary.run, tuple(sections), tuple(captions), _closing(summary))
 
 
-def _first(summary: Summary, methods: Sequence[str]) -> tuple[list[Section], list[str]]:
+def _first(summary: Summary, entries: Sequence[str]) -> tuple[list[Section], list[str]]:
     """What no reader can do without."""
-    if len(methods) > 1:
+    if len(entries) > 1:
         both = [comparison.overview(summary), comparison.by_task(summary)]
         return both, list(comparison.captions(summary))
-    (shown,) = methods or [summary.baseline]
+    (shown,) = entries or [summary.baseline]
     captions = [details.INTERVAL_CAPTION]
-    if methods:
+    if entries:
         captions = [f"{details.INTERVAL_CAPTION}; {details.BASE_CAPTION}", details.IDEAL_CAPTION]
     return [details.section(summary, shown, with_reason=True)], captions
 
 
-def _details(summary: Summary, methods: Sequence[str]) -> Iterator[Section]:
-    if len(methods) == 1:
-        yield details.latency(summary, methods[0])
+def _details(summary: Summary, entries: Sequence[str]) -> Iterator[Section]:
+    if len(entries) == 1:
+        yield details.latency(summary, entries[0])
         return
-    for name in methods:
+    for name in entries:
         # The reasons stand under the comparison already.
         shown = (details.section(summary, name, with_reason=False), details.latency(summary, name))
         label = summary.label(name)
         yield from (replace(section, part=Part.DETAIL, subject=label) for section in shown)
 
 
-def _detail_captions(summary: Summary, methods: Sequence[str]) -> Iterator[str]:
-    if len(methods) > 1:
+def _detail_captions(summary: Summary, entries: Sequence[str]) -> Iterator[str]:
+    if len(entries) > 1:
         yield details.BASE_CAPTION
         yield details.IDEAL_CAPTION
-    if methods:
+    if entries:
         yield details.latency_caption(summary)
-    if any(device.measures_energy(summary, name) for name in methods):
+    if any(device.measures_energy(summary, name) for name in entries):
         yield device.ENERGY_CAPTION
     if (on_device := device.memory_caption(summary)) is not None:
         yield on_device
@@ -82,9 +82,12 @@ def _detail_captions(summary: Summary, methods: Sequence[str]) -> Iterator[str]:
         yield details.memory_caption(summary.peak_rss_mb)
 
 
-def _published(summary: Summary, methods: Sequence[str]) -> Iterator[Section]:
-    for name in methods:
-        section = published.section(summary, name)
+def _published(summary: Summary, entries: Sequence[str]) -> Iterator[Section]:
+    labels: dict[str, list[str]] = {}
+    for label in entries:
+        labels.setdefault(summary.entries[label].method, []).append(label)
+    for method, found in labels.items():
+        section = published.section(summary, method, found)
         if section is not None:
             yield replace(section, part=Part.PUBLISHED)
 

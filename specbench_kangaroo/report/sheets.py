@@ -6,13 +6,14 @@ Every format draws the same :class:`Report`, so that none says more or less than
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # scipy takes 0.3 s to import, which a run would wait for before it starts
     from specbench_kangaroo.stats.bootstrap import Estimate
+    from specbench_kangaroo.stats.summary import Summary
 
 ABSENT = "–"
 
@@ -88,7 +89,7 @@ class Part(Enum):
 class Section:
     """A sheet with its title, and what is to be said under it.
 
-    ``subject`` is the method that a section of :attr:`Part.DETAIL` is about.
+    ``subject`` is the entry that a section of :attr:`Part.DETAIL` is about.
     """
 
     title: str
@@ -167,6 +168,34 @@ def folded(text: str, width: int) -> Cell:
     """A text, broken between words into lines that are no wider where it can be."""
     lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     return Cell(text, tuple(lines))
+
+
+def differing_options(summaries: Sequence[Summary]) -> list[dict[str, tuple[str, ...]]]:
+    """For each summary and label: the options in which entries of its method differ.
+
+    Each as ``threshold=0.3``, with the value as used; none for a method that stands once, or always
+    with the same options.
+    """
+    used: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        for entry in summary.entries.values():
+            used.setdefault(entry.method, []).append(entry.options)
+    return [
+        {
+            label: tuple(
+                f"{name}={_option_text(value)}"
+                for name, value in entry.options.items()
+                if any(other.get(name, ABSENT) != value for other in used[entry.method])
+            )
+            for label, entry in summary.entries.items()
+        }
+        for summary in summaries
+    ]
+
+
+def _option_text(value: Any) -> str:
+    """As a command line takes it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -1,8 +1,8 @@
-"""Several runs in one table: where each took place, and how fast its methods were overall."""
+"""Several runs in one table: where each took place, and how fast its entries were overall."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from specbench_kangaroo.report.comparison import name_cell
 from specbench_kangaroo.report.sheets import (
@@ -11,6 +11,7 @@ from specbench_kangaroo.report.sheets import (
     Column,
     Section,
     Sheet,
+    differing_options,
     folded,
     speedup_cell,
 )
@@ -22,17 +23,22 @@ _FACT_WIDTH = 14
 
 
 def section(summaries: Sequence[Summary]) -> Section:
-    """A row per run, a column per method; a method that a run has not got is a dash."""
-    labels = list(
-        dict.fromkeys(s.label(name) for s in summaries for name in s.methods if name != s.baseline)
-    )
+    """A row per run, a column per entry; an entry that a run has not got is a dash.
+
+    The same label with other options is another entry.
+    """
+    options = differing_options(summaries)
+    found = [_entries(summary, of) for summary, of in zip(summaries, options, strict=True)]
+    columns = dict.fromkeys(column for entries in found for column in entries)
     left = (Column(Cell(name), left=True) for name in ("run", *_FACTS))
-    right = (Column(name_cell(label, _HEADING_WIDTH)) for label in labels)
+    right = (Column(name_cell(label, _HEADING_WIDTH, of)) for label, of in columns)
+    rows = (
+        (*_facts(summary), *(_speedup(summary, entries.get(column)) for column in columns))
+        for summary, entries in zip(summaries, found, strict=True)
+    )
     return Section(
         title=f"{len(summaries)} runs: overall speedup over {_baselines(summaries)}",
-        sheet=Sheet(
-            (*left, *right), tuple(_row(summary, labels) for summary in summaries), stacked=True
-        ),
+        sheet=Sheet((*left, *right), tuple(rows), stacked=True),
     )
 
 
@@ -40,16 +46,23 @@ def _baselines(summaries: Sequence[Summary]) -> str:
     return " or ".join(dict.fromkeys(summary.baseline for summary in summaries))
 
 
-def _row(summary: Summary, labels: Sequence[str]) -> tuple[Cell, ...]:
-    names = {summary.label(name): name for name in summary.methods if name != summary.baseline}
+_Shown = tuple[str, tuple[str, ...]]  # a label, and options of the entry
+
+
+def _entries(summary: Summary, options: Mapping[str, tuple[str, ...]]) -> dict[_Shown, str]:
+    """All but the baseline, by what is shown of them: their label and options."""
+    return {
+        (summary.label(name), options[name]): name
+        for name in summary.entries
+        if name != summary.baseline
+    }
+
+
+def _facts(summary: Summary) -> tuple[Cell, ...]:
     facts = (getattr(summary, name) or ABSENT for name in _FACTS)
-    return (
-        name_cell(summary.run, _FACT_WIDTH),
-        *(folded(str(fact), _FACT_WIDTH) for fact in facts),
-        *(_speedup(summary, names.get(label)) for label in labels),
-    )
+    return name_cell(summary.run, _FACT_WIDTH), *(folded(str(f), _FACT_WIDTH) for f in facts)
 
 
 def _speedup(summary: Summary, name: str | None) -> Cell:
-    part = None if name is None else summary.methods[name].tasks.get(OVERALL)
+    part = None if name is None else summary.entries[name].tasks.get(OVERALL)
     return Cell(ABSENT) if part is None else speedup_cell(part.estimates)

@@ -3,7 +3,7 @@
 Upstream's speedup is the mean over questions of tokens per second, divided by the same mean of
 the baseline; on these files that is our ``speedup_specbench``.  Two things differ when upstream's
 script itself reads them.  It counts the baseline's tokens anew, from its text, and takes one off
-each turn for the BOS that Vicuna's tokenizer adds; here all methods' token ids were counted.  And
+each turn for the BOS that Vicuna's tokenizer adds; here all entries' token ids were counted.  And
 it reads the first choice only, where ours sums over repeats.
 """
 
@@ -29,9 +29,9 @@ _ID_LENGTH = 22  # of upstream's random ids
 
 @dataclass(frozen=True, slots=True)
 class AnswerFile:
-    """The answers of one method: a line per question, in the order of their ids.
+    """The answers of one entry: a line per question, in the order of their ids.
 
-    ``left_out`` counts the method's generations that failed and are in no line.
+    ``left_out`` counts the entry's generations that failed and are in no line.
     """
 
     name: str
@@ -40,7 +40,7 @@ class AnswerFile:
 
 
 def answer_files(run: Run) -> dict[str, AnswerFile]:
-    """The answer file of every method of the run, the baseline's among them, by method.
+    """The answer file of every entry of the run, the baseline's among them, by entry.
 
     A repeat is a choice, as upstream's ``num_choices`` are; turns of a choice are in order.  What
     failed is left out, down to single turns, so that ``turns`` may be shorter than the question.
@@ -51,39 +51,39 @@ def answer_files(run: Run) -> dict[str, AnswerFile]:
         accept_lengths=pd.Series(own, index=run.generations.index, dtype=object)
     )
     return {
-        name: _answer_file(run.manifest, name, generations[generations["method"] == name])
-        for name in run.manifest.method_names
+        name: _answer_file(run.manifest, name, generations[generations["entry"] == name])
+        for name in run.manifest.labels
     }
 
 
-def model_id(manifest: Manifest, method: str) -> str:
+def model_id(manifest: Manifest, entry: str) -> str:
     """Named as upstream's scripts name it: ``vicuna-7b-v1.3-vanilla-float16-temp-0.0``."""
     settings = manifest.settings
-    parts = [PurePath(manifest.model).name, method]
+    parts = [PurePath(manifest.model).name, entry]
     if "dtype" in settings:
         parts.append(str(settings["dtype"]))
     return "-".join([*parts, "temp", str(float(settings.get("temperature", 0.0)))])
 
 
-def _answer_file(manifest: Manifest, method: str, generations: pd.DataFrame) -> AnswerFile:
+def _answer_file(manifest: Manifest, entry: str, generations: pd.DataFrame) -> AnswerFile:
     good = generations[generations["status"] == Status.OK.value]
     lines = tuple(
-        _line(manifest, method, question) for _, question in good.groupby("question_id", sort=True)
+        _line(manifest, entry, question) for _, question in good.groupby("question_id", sort=True)
     )
-    name = f"{model_id(manifest, method)}.jsonl"
+    name = f"{model_id(manifest, entry)}.jsonl"
     return AnswerFile(name=name, lines=lines, left_out=len(generations) - len(good))
 
 
-def _line(manifest: Manifest, method: str, question: pd.DataFrame) -> Line:
+def _line(manifest: Manifest, entry: str, question: pd.DataFrame) -> Line:
     first = question.iloc[0]
     question_id = int(first["question_id"])
     # Upstream's id is random; the same run exported twice must give the same bytes.
-    identity = f"{manifest.name}/{manifest.created}/{method}/{question_id}"
+    identity = f"{manifest.name}/{manifest.created}/{entry}/{question_id}"
     return {
         "question_id": question_id,
         "category": str(first["category"]),
         "answer_id": hashlib.sha256(identity.encode()).hexdigest()[:_ID_LENGTH],
-        "model_id": model_id(manifest, method),
+        "model_id": model_id(manifest, entry),
         "choices": [
             _choice(repeat, turns) for repeat, turns in question.groupby("repeat", sort=True)
         ],

@@ -23,7 +23,7 @@ _STYLES = {Mark.FASTER: "green", Mark.SLOWER: "red", Mark.ALARM: "red"}
 def terminal(*summaries: Summary, details: bool = False, published: bool = False) -> Group:
     """Runs for :meth:`rich.console.Console.print`.
 
-    ``details`` adds all tables of every method, ``published`` what others published of them.
+    ``details`` adds all tables of every entry, ``published`` what others published of them.
     """
     document = document_of(summaries, with_details=details, with_published=published)
     parts: list[RenderableType] = []

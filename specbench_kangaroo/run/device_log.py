@@ -1,6 +1,6 @@
 """The device at the edges of a run's blocks: the lines of ``device.jsonl``.
 
-A block is one prompt answered by all methods.  A clock that falls between two methods' answers
+A block is one prompt answered by all entries.  A clock that falls between two entries' answers
 would make one of them slow for nothing; here is what a reader needs to see that it did not.
 """
 

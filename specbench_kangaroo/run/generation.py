@@ -49,11 +49,11 @@ def prompt_of(bench: Bench, item: Round, answers: Answers) -> list[int]:
 
 
 def generate(
-    bench: Bench, item: Round, method: str, answers: Answers, *, at_most: int | None = None
+    bench: Bench, item: Round, entry: str, answers: Answers, *, at_most: int | None = None
 ) -> tuple[Generation, Sequence[StepRecord]]:
-    """The method's answer to the round's prompt, and its steps.
+    """The entry's answer to the round's prompt, and its steps.
 
-    An exception becomes the generation's status and error text: one bad prompt, or a method that
+    An exception becomes the generation's status and error text: one bad prompt, or an entry that
     fails on it, must not cost a run of hours.
 
     Raises:
@@ -65,37 +65,37 @@ def generate(
     prompt: list[int] = []
     try:
         prompt = prompt_of(bench, item, answers)
-        decoded, used = _measured(bench, item, method, prompt, at_most)
+        decoded, used = _measured(bench, item, entry, prompt, at_most)
     except PromptTooLongError as error:
-        return _failed(item, method, prompt, Status.PROMPT_TOO_LONG, error), ()
+        return _failed(item, entry, prompt, Status.PROMPT_TOO_LONG, error), ()
     except Exception as error:
         if is_device_lost(error):
-            raise DeviceLostError(_lost_text(error, item, method)) from error
-        failed, out_of_memory = _failed(item, method, prompt, Status.ERROR, error), False
+            raise DeviceLostError(_lost_text(error, item, entry)) from error
+        failed, out_of_memory = _failed(item, entry, prompt, Status.ERROR, error), False
         if is_out_of_memory(error):
             failed, out_of_memory = replace(failed, error=_memory_text(error)), True
     else:
-        return _answered(bench, item, method, prompt, decoded, used), decoded.steps
+        return _answered(bench, item, entry, prompt, decoded, used), decoded.steps
     if out_of_memory:
         reclaim()  # here, where the error and what it held are gone
     return failed, ()
 
 
 def _measured(
-    bench: Bench, item: Round, method: str, prompt: Sequence[int], at_most: int | None
+    bench: Bench, item: Round, entry: str, prompt: Sequence[int], at_most: int | None
 ) -> tuple[Decoded, Usage]:
     """Decode, and read the device's gauge around it."""
 
     def measure() -> tuple[Decoded, Usage]:
         gauge = Gauge(bench.target.device)  # before the first stamp
-        decoded = _decode(bench, item, method, prompt, at_most)
+        decoded = _decode(bench, item, entry, prompt, at_most)
         return decoded, gauge.read()  # after the read-out
 
     return without_captures(bench.target, measure)
 
 
 def _decode(
-    bench: Bench, item: Round, method: str, prompt: Sequence[int], at_most: int | None
+    bench: Bench, item: Round, entry: str, prompt: Sequence[int], at_most: int | None
 ) -> Decoded:
     limit = bench.settings.max_new_tokens
     sampler = None
@@ -103,7 +103,7 @@ def _decode(
         sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.settings.seed, item)))
     return decode(
         bench.target,
-        bench.methods[method],
+        bench.methods[entry],
         prompt,
         limits=Limits(
             max_new_tokens=limit if at_most is None else min(at_most, limit),
@@ -116,11 +116,11 @@ def _decode(
 
 
 def _answered(
-    bench: Bench, item: Round, method: str, prompt: Sequence[int], decoded: Decoded, used: Usage
+    bench: Bench, item: Round, entry: str, prompt: Sequence[int], decoded: Decoded, used: Usage
 ) -> Generation:
     ids = list(decoded.output_ids)
     return replace(
-        _blank(item, method, prompt),
+        _blank(item, entry, prompt),
         output_ids=decoded.output_ids,
         text=bench.loaded.tokenizer.decode(ids, skip_special_tokens=True),
         new_tokens=len(ids),
@@ -133,27 +133,27 @@ def _answered(
 
 
 def _failed(
-    item: Round, method: str, prompt: Sequence[int], status: Status, error: Exception
+    item: Round, entry: str, prompt: Sequence[int], status: Status, error: Exception
 ) -> Generation:
     # A path in it may hold bytes that are no text, which no file of records can.
     text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
-    return replace(_blank(item, method, prompt), status=status, error=text)
+    return replace(_blank(item, entry, prompt), status=status, error=text)
 
 
-def _lost_text(error: Exception, item: Round, method: str) -> str:
+def _lost_text(error: Exception, item: Round, entry: str) -> str:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return (
-        f"the device was lost while {method} answered question {item.question.question_id} "
+        f"the device was lost while {entry} answered question {item.question.question_id} "
         f"({reason}); see that it works (specbench doctor)"
     )
 
 
 def _memory_text(error: Exception) -> str:
     where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    advice = "fewer --max-new-tokens, fewer methods or a smaller --dtype take less"
+    advice = "fewer --max-new-tokens, fewer entries or a smaller --dtype take less"
     return f"{type(error).__name__}{where} ({advice}): {error}".rstrip(": ")
 
 
-def _blank(item: Round, method: str, prompt: Sequence[int]) -> Generation:
+def _blank(item: Round, entry: str, prompt: Sequence[int]) -> Generation:
     peak_mb = round(peak_rss_mb(), 1)
-    return replace(item.unanswered(method), prompt_tokens=len(prompt), peak_rss_mb=peak_mb)
+    return replace(item.unanswered(entry), prompt_tokens=len(prompt), peak_rss_mb=peak_mb)

@@ -69,19 +69,19 @@ def open_rounds(rounds: Iterable[Round], ledger: Ledger, *, greedy: bool) -> lis
 
 def refuse_strangers(rounds: Iterable[Round], ledger: Ledger) -> None:
     """Raises :class:`UsageError` if there is an answer to a prompt that the run does not have."""
-    known = {item.key(method) for item in rounds for method in item.order}
+    known = {item.key(entry) for item in rounds for entry in item.order}
     for key in ledger.finished:
         if key not in known:
             raise UsageError(
-                f"the run holds an answer of {key.method} to question {key.question_id}, turn "
+                f"the run holds an answer of {key.entry} to question {key.question_id}, turn "
                 f"{key.turn}, repeat {key.repeat}, which is none of its prompts; remove its line "
                 "from generations.jsonl"
             )
 
 
 def missing(item: Round, ledger: Ledger) -> list[str]:
-    """Methods that have not answered the round, in its order."""
-    return [method for method in item.order if item.key(method) not in ledger.finished]
+    """Entries that have not answered the round, in its order."""
+    return [entry for entry in item.order if item.key(entry) not in ledger.finished]
 
 
 def unjudged(item: Round, ledger: Ledger) -> list[Generation]:
@@ -89,6 +89,6 @@ def unjudged(item: Round, ledger: Ledger) -> list[Generation]:
     reference = ledger.finished.get(item.key(BASELINE))
     if reference is None or reference.status is not Status.OK:
         return []
-    keys = [item.key(method) for method in item.order if method != BASELINE]
+    keys = [item.key(entry) for entry in item.order if entry != BASELINE]
     answers = [ledger.finished[key] for key in keys if key in ledger.finished]
     return [a for a in answers if a.status is Status.OK and a.key not in ledger.judged]

@@ -33,7 +33,7 @@ def judge(
     Args:
         key: the generation that is judged.
         reference: the baseline's token ids.
-        output: the method's token ids.
+        output: the entry's token ids.
         gap_at: how far the less likely of both outputs' tokens at a position lies below the
             target's best logit, after the prefix that both share; None if one has ended there,
             which no tie excuses.  Called only if they differ, once: it costs a pass of the target.
@@ -62,7 +62,7 @@ def _judgement(
     key: GenerationKey, verdict: Lossless, position: int | None, gap: float | None
 ) -> Judgement:
     return Judgement(
-        method=key.method,
+        entry=key.entry,
         question_id=key.question_id,
         turn=key.turn,
         repeat=key.repeat,

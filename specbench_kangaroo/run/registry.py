@@ -49,8 +49,10 @@ def method_class(name: str) -> type[Method]:
     return look_up("method", name, _loaders())()
 
 
-def parse_options(name: str, given: Mapping[str, str]) -> MethodOptions:
+def parse_options(name: str, given: Mapping[str, str], *, label: str = "") -> MethodOptions:
     """A method's options from ``key=value`` texts, typed as its ``Options`` class declares them.
+
+    ``label`` is what the user calls the entry, if that is not the method's name.
 
     Raises:
         UsageError: an unknown option, or a text that is not of its type.
@@ -61,7 +63,7 @@ def parse_options(name: str, given: Mapping[str, str]) -> MethodOptions:
     parsed = {}
     for key, text in given.items():
         wanted = look_up(f"option of {name}", key, known)
-        parsed[key] = _parse(f"{name}.{key}", text, wanted)
+        parsed[key] = _parse(f"{label or name}.{key}", text, wanted)
     return kind(**parsed)
 
 

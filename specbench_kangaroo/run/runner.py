@@ -1,4 +1,4 @@
-"""Questions × turns × repeats × methods → answers and verdicts, with this process's own model."""
+"""Questions × turns × repeats × entries → answers and verdicts, with this process's own model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from specbench_kangaroo.run.schedule import Round, conversations, rounds
 from specbench_kangaroo.run.setup import Bench, manifest
 from specbench_kangaroo.run.signals import Interruption
 
-# Enough steps for every method to have verified drafts of the lengths that it is likely to use.
+# Enough steps for every entry to have verified drafts of the lengths that it is likely to use.
 WARMUP_TOKENS = 32
 
 OnFinished = Callable[[Generation], None]
-"""Called after each generation and never within one, so that showing progress costs no method."""
+"""Called after each generation and never within one, so that showing progress costs no entry."""
 
 NoteDevice = Callable[[Round, str], None]
 """Called at the edges of a round, to note the state of the device."""
@@ -106,22 +106,22 @@ def execute(
 def answer_round(
     bench: Bench, item: Round, ledger: Ledger, *, note: NoteDevice, on_finished: OnFinished
 ) -> None:
-    """Let all methods answer a prompt, one after the other, and judge their answers."""
+    """Let all entries answer a prompt, one after the other, and judge their answers."""
     gc.collect()
-    methods = missing(item, ledger)
-    if methods:  # else the round has only its verdicts left
+    entries = missing(item, ledger)
+    if entries:  # else the round has only its verdicts left
         note(item, BEFORE)
-    for method in methods:
-        generation, steps = generate(bench, item, method, ledger.finished)
+    for entry in entries:
+        generation, steps = generate(bench, item, entry, ledger.finished)
         ledger.append(generation, steps)
         on_finished(generation)
-    if methods:
+    if entries:
         note(item, AFTER)
     _judge(bench, item, ledger)
 
 
 def warm_up(bench: Bench) -> None:
-    """Let every method answer the longest prompts, unrecorded: kernels, caches and pages are warm.
+    """Let every entry answer the longest prompts, unrecorded: kernels, caches and pages are warm.
 
     The longest, so that memory has seen its peak before anything is measured.  A failure is dropped
     with the rest of the answer; the same prompt's own turn records it.
@@ -129,8 +129,8 @@ def warm_up(bench: Bench) -> None:
     first = [item for item in bench_rounds(bench) if item.turn == 0]
     first.sort(key=lambda item: len(item.question.turns[0]), reverse=True)
     for number in range(bench.settings.warmup):
-        for method in bench.methods:
-            generate(bench, first[number % len(first)], method, {}, at_most=WARMUP_TOKENS)
+        for entry in bench.methods:
+            generate(bench, first[number % len(first)], entry, {}, at_most=WARMUP_TOKENS)
 
 
 def bench_rounds(bench: Bench) -> list[Round]:
@@ -151,7 +151,7 @@ def gap_to_best(target: Target, tokens: Sequence[int], chosen: Sequence[int]) ->
 
 
 def _judge(bench: Bench, item: Round, ledger: Ledger) -> None:
-    """Verdicts of a prompt that all methods have answered; costs a pass only where texts differ."""
+    """Verdicts of a prompt that all entries have answered; costs a pass only where texts differ."""
     if bench.sampling is not None:
         return
     reference = ledger.finished[item.key(BASELINE)]

@@ -1,6 +1,6 @@
-"""In which order a run asks what: questions × turns × repeats, and the methods of each.
+"""In which order a run asks what: questions × turns × repeats, and the entries of each.
 
-Methods take turns on every question, in an order that rotates with question and repeat, so that a
+Entries take turns on every question, in an order that rotates with question and repeat, so that a
 machine whose speed drifts hits them all alike.
 """
 
@@ -17,22 +17,22 @@ from specbench_kangaroo.run.questions import Question
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One prompt that every method answers, in this order, before the next prompt comes."""
+    """One prompt that every entry answers, in this order, before the next prompt comes."""
 
     question: Question
     turn: int
     repeat: int
     order: tuple[str, ...]
 
-    def key(self, method: str, *, turn: int | None = None) -> GenerationKey:
-        """The generation of ``method`` in this round, or in an earlier turn of it."""
+    def key(self, entry: str, *, turn: int | None = None) -> GenerationKey:
+        """The generation of ``entry`` in this round, or in an earlier turn of it."""
         asked = self.turn if turn is None else turn
-        return GenerationKey(method, self.question.question_id, asked, self.repeat)
+        return GenerationKey(entry, self.question.question_id, asked, self.repeat)
 
-    def unanswered(self, method: str) -> Generation:
-        """The generation of ``method`` before anything is known of its answer."""
+    def unanswered(self, entry: str) -> Generation:
+        """The generation of ``entry`` before anything is known of its answer."""
         return Generation(
-            method=method,
+            entry=entry,
             question_id=self.question.question_id,
             category=self.question.category,
             task=self.question.task,
@@ -51,16 +51,16 @@ class Round:
 
 
 def rounds(
-    questions: Sequence[Question], methods: Sequence[str], *, repeats: int
+    questions: Sequence[Question], entries: Sequence[str], *, repeats: int
 ) -> Iterator[Round]:
     """Every prompt of a run.
 
-    A turn waits for all methods' answers to the one before, as it continues the baseline's.  All
+    A turn waits for all entries' answers to the one before, as it continues the baseline's.  All
     questions come once before any comes again: an interrupted run has then seen every task.
     """
     for repeat in range(repeats):
         for index, question in enumerate(questions):
-            order = rotated(methods, index + repeat)
+            order = rotated(entries, index + repeat)
             for turn in range(len(question.turns)):
                 yield Round(question, turn, repeat, order)
 
@@ -71,16 +71,16 @@ def conversations(given: Iterable[Round]) -> list[tuple[Round, ...]]:
     return [tuple(turns) for _, turns in same]
 
 
-def rotated(methods: Sequence[str], places: int) -> tuple[str, ...]:
-    """``methods`` from ``places`` on, and then those before."""
-    start = places % len(methods)
-    return (*methods[start:], *methods[:start])
+def rotated(entries: Sequence[str], places: int) -> tuple[str, ...]:
+    """``entries`` from ``places`` on, and then those before."""
+    start = places % len(entries)
+    return (*entries[start:], *entries[:start])
 
 
 def chance_seed(seed: int, round_: Round) -> int:
     """The seed of a sampled generation: the same on any machine, whatever ran before.
 
-    The method is left out, so that a method which drafts nothing gives vanilla's very text.
+    The entry is left out, so that an entry which drafts nothing gives vanilla's very text.
     """
     text = f"{seed}/{round_.question.question_id}/{round_.turn}/{round_.repeat}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])  # torch takes 63 bits

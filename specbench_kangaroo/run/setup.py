@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -16,8 +16,8 @@ from specbench_kangaroo.machine.devices import default_device, environment, main
 from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.models.templates import template_named
 from specbench_kangaroo.record.errors import UsageError, look_up
-from specbench_kangaroo.record.schema import BASELINE, Manifest, MethodRecord
-from specbench_kangaroo.run.config import ModelChoice, Request, Settings
+from specbench_kangaroo.record.schema import BASELINE, EntryRecord, Manifest
+from specbench_kangaroo.run.config import Entry, ModelChoice, Request, Settings, entries_of
 from specbench_kangaroo.run.questions import QuestionSet, load_questions, select
 from specbench_kangaroo.run.registry import method_class, parse_options
 
@@ -30,13 +30,13 @@ class Plan:
 
     request: Request
     questions: QuestionSet  # those selected; the hash is the whole set's
-    options: Mapping[str, MethodOptions]  # by method, the baseline first
+    options: Mapping[str, MethodOptions]  # by label, the baseline's first
     sampling: Sampling | None  # None: greedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """A run that is ready to start; ``methods`` has the baseline first."""
+    """A run that is ready to start; ``methods`` are by label, the baseline first."""
 
     request: Request
     loaded: LoadedModel
@@ -47,7 +47,7 @@ class Bench:
 
     @property
     def settings(self) -> Settings:
-        """What holds for every method alike."""
+        """What holds for every entry alike."""
         return self.request.settings
 
 
@@ -74,7 +74,7 @@ def plan_of(request: Request) -> Plan:
     return Plan(
         request=request,
         questions=QuestionSet(questions.name, questions.sha256, chosen),
-        options=method_options(request.methods, request.options),
+        options=entry_options(request.all_entries),
         sampling=sampling,
     )
 
@@ -97,7 +97,8 @@ def load_bench(plan: Plan) -> Bench:
         target=target,
         questions=plan.questions,
         methods={
-            name: method_class(name).load(target, given) for name, given in plan.options.items()
+            entry.label: method_class(entry.method).load(target, plan.options[entry.label])
+            for entry in plan.request.all_entries
         },
         sampling=plan.sampling,
     )
@@ -137,28 +138,29 @@ def sampling_of(settings: Settings) -> Sampling | None:
         raise UsageError(str(error)) from error
 
 
-def method_options(methods: Sequence[str], texts: Sequence[str]) -> dict[str, MethodOptions]:
-    """The options of the baseline and of ``methods``, each method once.
+def entry_options(entries: Iterable[Entry]) -> dict[str, MethodOptions]:
+    """The options of each entry, by its label.
 
     Raises:
-        UsageError: an unknown method or option, a text that is not METHOD.NAME=VALUE, or one for a
-            method that is not in the run.
+        UsageError: an unknown method or option, a value of another type, or one that a sweep has
+            twice.
     """
-    given: dict[str, dict[str, str]] = {name: {} for name in (BASELINE, *methods)}
-    for name in given:
-        method_class(name)
-    for text in texts:
-        path, equals, value = text.partition("=")
-        method, dot, name = path.partition(".")
-        if not (equals and dot and method and name):
-            raise UsageError(f"--option takes METHOD.NAME=VALUE, not {text!r}")
-        if method not in given:
-            raise UsageError(
-                f"--option {text}: method {method!r} is not in this run, which has "
-                f"{', '.join(given)}; add --method {method}, or leave the option out"
-            )
-        given[method][name] = value
-    return {name: parse_options(name, texts_of) for name, texts_of in given.items()}
+    found: dict[str, MethodOptions] = {}
+    sweeps: dict[str, list[MethodOptions]] = {}
+    for entry in entries:
+        label, swept, _ = entry.label.partition("[")
+        options = parse_options(entry.method, entry.options, label=label)
+        if swept and options in sweeps.setdefault(label, []):
+            raise UsageError(f"--sweep: {entry.label} repeats a value; give each one once")
+        sweeps.setdefault(label, []).append(options)
+        found[entry.label] = options
+    return found
+
+
+def method_options(methods: Sequence[str], texts: Sequence[str]) -> dict[str, MethodOptions]:
+    """The options of the baseline and of ``methods`` under their own names; see above."""
+    names = [name for name in dict.fromkeys(methods) if name != BASELINE]
+    return entry_options((Entry(BASELINE, BASELINE), *entries_of(names, texts)))
 
 
 def manifest(bench: Bench, *, name: str, command: str) -> Manifest:
@@ -181,15 +183,19 @@ def manifest(bench: Bench, *, name: str, command: str) -> Manifest:
         status="running",
         model=bench.loaded.name,
         questions=bench.questions.name,
-        methods={name: _record(method) for name, method in bench.methods.items()},
+        entries={
+            entry.label: _record(entry, bench.methods[entry.label])
+            for entry in bench.request.all_entries
+        },
         settings=settings,
         environment=environment(),
         hashes={"questions": bench.questions.sha256, "model": bench.loaded.sha256},
     )
 
 
-def _record(method: Method) -> MethodRecord:
-    return MethodRecord(
+def _record(entry: Entry, method: Method) -> EntryRecord:
+    return EntryRecord(
+        method=entry.method,
         options=asdict(method.options),
         weights_sha256=method.weights.get("sha256"),
         weights_record={key: value for key, value in method.weights.items() if key != "sha256"},

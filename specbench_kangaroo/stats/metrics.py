@@ -12,16 +12,17 @@ from specbench_kangaroo.stats.bootstrap import Floats, Ratio
 
 
 class For(Enum):
-    """Which methods a metric applies to; it is absent, not 0, for the others."""
+    """Which entries a metric applies to; it is absent, not 0, for the others."""
 
     ALL = "all"
+    STEPPED = "stepped"  # whose passes of the target were recorded, and their times
     DRAFTING = "drafting"
     COMPARED = "compared"  # all but the baseline
     DRAFTING_COMPARED = "drafting and compared"
 
 
 class Metric(NamedTuple):
-    """A definition, and the methods that it applies to."""
+    """A definition, and the entries that it applies to."""
 
     ratio: Ratio
     applies_to: For
@@ -66,24 +67,24 @@ METRICS: dict[str, Metric] = {
         Ratio(("target_step_ms", "baseline_steps"), ("steps", "baseline_target_step_ms")),
         For.DRAFTING_COMPARED,
     ),
-    "rows_per_step": Metric(Ratio(("rows",), ("steps",)), For.DRAFTING),
+    "nodes_per_step": Metric(Ratio(("nodes",), ("steps",)), For.DRAFTING),
     # Not mean_accepted_tokens, which counts the bonus token even where an EOS has cut it off.
     "tokens_per_step": Metric(Ratio(("decode_tokens",), ("steps",)), For.DRAFTING),
-    "compression_rate": Metric(Ratio(("new_tokens",), ("target_passes",)), For.ALL),
+    "compression_rate": Metric(Ratio(("new_tokens",), ("target_passes",)), For.STEPPED),
     "ttft_ms": Metric(Ratio(("ttft_ms",), ("generations",)), For.ALL),
     "tpot_ms": Metric(Ratio(("decode_ms",), ("decode_tokens",)), For.ALL),
     "harness_share": Metric(
-        Ratio(("phases_ms",), ("total_ms",), scale=-1.0, constant=1.0), For.ALL
+        Ratio(("phases_ms",), ("total_ms",), scale=-1.0, constant=1.0), For.STEPPED
     ),
     "draft_share": Metric(Ratio(("draft_ms",), ("total_ms",)), For.DRAFTING),
-    "verify_share_of_time": Metric(Ratio(("verify_ms",), ("total_ms",)), For.ALL),
+    "verify_share_of_time": Metric(Ratio(("verify_ms",), ("total_ms",)), For.STEPPED),
     # Of the whole device, prefill included; absent where no answer's energy was measured.
     "joules_per_token": Metric(Ratio(("energy_j",), ("energy_tokens",)), For.ALL),
 }
 
 
 def acceptance_at(columns: Mapping[str, Floats]) -> list[tuple[Ratio, Ratio]]:
-    """Marginal and conditional acceptance at positions 1, 2, … as far as the method drafts.
+    """Marginal and conditional acceptance at positions 1, 2, … as far as the entry drafts.
 
     Args:
         columns: sums or means over questions, by the names of :mod:`totals`.
@@ -97,9 +98,11 @@ def acceptance_at(columns: Mapping[str, Floats]) -> list[tuple[Ratio, Ratio]]:
     ]
 
 
-def applicable(*, drafting: bool, compared: bool) -> dict[str, Ratio]:
-    """The metrics that apply to such a method, by name."""
+def applicable(*, stepped: bool, drafting: bool, compared: bool) -> dict[str, Ratio]:
+    """The metrics that apply to such an entry, by name."""
     kinds = {For.ALL}
+    if stepped:
+        kinds |= {For.STEPPED}
     if drafting:
         kinds |= {For.DRAFTING}
     if compared:

@@ -69,18 +69,18 @@ class SamplingCheck:
         return self.p_value < ALARM
 
 
-def check_sampling(run: Run, method: str) -> SamplingCheck | None:
-    """The method's answers against the baseline's, on the prompts that both answered.
+def check_sampling(run: Run, entry: str) -> SamplingCheck | None:
+    """The entry's answers against the baseline's, on the prompts that both answered.
 
     None for a greedy run, for the baseline itself, and where there is no such prompt.
     """
     baseline = run.manifest.baseline
-    if method == baseline or not run.manifest.sampled:
+    if entry == baseline or not run.manifest.sampled:
         return None
     usable = run.generations[run.generations["status"] == Status.OK.value]
-    usable = usable[["method", *PROMPT, "output_ids"]]
-    pairs = usable[usable["method"] == method].merge(
-        usable[usable["method"] == baseline], on=PROMPT, suffixes=("", "_of_baseline")
+    usable = usable[["entry", *PROMPT, "output_ids"]]
+    pairs = usable[usable["entry"] == entry].merge(
+        usable[usable["entry"] == baseline], on=PROMPT, suffixes=("", "_of_baseline")
     )
     if pairs.empty:
         return None

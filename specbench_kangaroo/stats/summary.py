@@ -1,7 +1,7 @@
 """Every metric of a run, with its interval, from the records alone.
 
-A method is measured on
-the prompts that both it and the baseline answered without an error; the others are counted.
+An entry is measured on the prompts that both it and the baseline answered without an error; the
+others are counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from specbench_kangaroo.record.errors import look_up
-from specbench_kangaroo.record.schema import Lossless, Manifest, Status
+from specbench_kangaroo.record.schema import EntryRecord, Lossless, Manifest, Status
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.stats.bootstrap import Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.stats.device_health import DeviceHealth, health
@@ -22,14 +22,14 @@ from specbench_kangaroo.stats.metrics import acceptance_at, applicable
 from specbench_kangaroo.stats.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation, per_question
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2  # 1 had methods instead of entries
 OVERALL = "overall"
 TASK_ORDER = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """The figures of one method on one task, or on all; ``n`` questions stand behind them."""
+    """The figures of one entry on one task, or on all; ``n`` questions stand behind them."""
 
     n: int
     estimates: Mapping[str, Estimate]
@@ -49,15 +49,18 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodSummary:
-    """All that a report says about one method."""
+class EntrySummary:
+    """All that a report says about one entry, and how it ran."""
+
+    method: str
+    options: Mapping[str, Any]  # every one, with its value
 
     tasks: Mapping[str, TaskSummary]  # "overall" first; empty if no prompt could be paired
-    positions: Sequence[Position]  # empty for a method that does not draft
+    positions: Sequence[Position]  # empty for an entry that does not draft
     lossless: Mapping[str, int] | None  # None without judgements, as when sampling
     errors: int
     prompt_too_long: int
-    excluded: int  # prompts that this method or the baseline has no good answer to
+    excluded: int  # prompts that this entry or the baseline has no good answer to
     lossy: bool  # its outputs may differ from the target's own, by choice
     sampling: SamplingCheck | None  # None for greedy runs, and for the baseline
     peak_device_mb: float | None = None  # allocated on the accelerator; None without one
@@ -65,7 +68,7 @@ class MethodSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in figures, the baseline first among the methods."""
+    """A run in figures, the baseline first among the entries."""
 
     run: str
     status: str
@@ -74,14 +77,14 @@ class Summary:
     questions: str
     dtype: str | None
     device: str | None  # by its own name, as far as the machine tells
-    methods: Mapping[str, MethodSummary]
-    # Of the whole process, which all methods share: no method's own.
+    entries: Mapping[str, EntrySummary]
+    # Of the whole process, which all entries share: no entry's own.
     peak_rss_mb: float | None
     device_health: DeviceHealth | None = None  # None where its state was not measured
 
-    def label(self, method: str) -> str:
-        """The method's name as tables and figures show it, so that none hides a lossy method."""
-        return f"{method} (lossy)" if self.methods[method].lossy else method
+    def label(self, entry: str) -> str:
+        """The entry's name as tables and figures show it, so that none hides a lossy entry."""
+        return f"{entry} (lossy)" if self.entries[entry].lossy else entry
 
 
 def summarise(run: Run) -> Summary:
@@ -96,7 +99,7 @@ def summarise(run: Run) -> Summary:
         questions=manifest.questions,
         dtype=manifest.settings.get("dtype"),
         device=_device(manifest),
-        methods={name: _method_summary(run, generations, name) for name in manifest.method_names},
+        entries={name: _entry_summary(run, generations, name) for name in manifest.labels},
         peak_rss_mb=_peak(run.generations["peak_rss_mb"]),
         device_health=health(run.device),
     )
@@ -117,22 +120,25 @@ def _device(manifest: Manifest) -> str | None:
     return name
 
 
-def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodSummary:
+def _entry_summary(run: Run, generations: pd.DataFrame, entry: str) -> EntrySummary:
     baseline = run.manifest.baseline
-    pairs = paired(generations, method=method, baseline=baseline)
+    pairs = paired(generations, entry=entry, baseline=baseline)
     questions = per_question(pairs)
-    ours = generations[generations["method"] == method]
+    ours = generations[generations["entry"] == entry]
     status = ours["status"]
-    asked = generations.loc[generations["method"].isin([method, baseline]), PROMPT]
-    return MethodSummary(
-        tasks=_tasks(questions, compared=method != baseline),
+    asked = generations.loc[generations["entry"].isin([entry, baseline]), PROMPT]
+    record = run.manifest.entries.get(entry, EntryRecord(method=entry, options={}))
+    return EntrySummary(
+        method=record.method,
+        options=record.options,
+        tasks=_tasks(questions, compared=entry != baseline),
         positions=_positions(questions),
-        lossless=_verdicts(run, method),
+        lossless=_verdicts(run, entry),
         errors=int((status == Status.ERROR.value).sum()),
         prompt_too_long=int((status == Status.PROMPT_TOO_LONG.value).sum()),
         excluded=len(asked.drop_duplicates()) - len(pairs),
-        lossy=method in run.manifest.methods and run.manifest.methods[method].lossy,
-        sampling=check_sampling(run, method),
+        lossy=record.lossy,
+        sampling=check_sampling(run, entry),
         peak_device_mb=_peak(ours["peak_device_mb"]),
     )
 
@@ -140,7 +146,11 @@ def _method_summary(run: Run, generations: pd.DataFrame, method: str) -> MethodS
 def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]:
     if questions.empty:
         return {}
-    ratios = applicable(drafting=_drafts(questions), compared=compared)
+    ratios = applicable(
+        stepped=_sums_to_any(questions, "target_passes"),
+        drafting=_sums_to_any(questions, "drafted"),
+        compared=compared,
+    )
     present = set(questions["task"])
     order = [task for task in TASK_ORDER if task in present]
     order += sorted(present - set(TASK_ORDER))
@@ -151,8 +161,8 @@ def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]
     }
 
 
-def _drafts(questions: pd.DataFrame) -> bool:
-    return bool(questions["drafted"].sum() > 0)
+def _sums_to_any(questions: pd.DataFrame, column: str) -> bool:
+    return bool(questions[column].sum() > 0)
 
 
 def _columns(questions: pd.DataFrame) -> dict[str, Floats]:
@@ -161,8 +171,8 @@ def _columns(questions: pd.DataFrame) -> dict[str, Floats]:
 
 
 def _positions(questions: pd.DataFrame) -> list[Position]:
-    """Up to the deepest draft of the method."""
-    if not _drafts(questions):
+    """Up to the deepest draft of the entry."""
+    if not _sums_to_any(questions, "drafted"):
         return []
     columns = _columns(questions)
     ratios: dict[str, Ratio] = {}
@@ -175,24 +185,24 @@ def _positions(questions: pd.DataFrame) -> list[Position]:
     ]
 
 
-def _verdicts(run: Run, method: str) -> dict[str, int] | None:
-    verdicts = run.judgements.loc[run.judgements["method"] == method, "verdict"]
+def _verdicts(run: Run, entry: str) -> dict[str, int] | None:
+    verdicts = run.judgements.loc[run.judgements["entry"] == entry, "verdict"]
     if verdicts.empty:
         return None
     return {verdict.value: int((verdicts == verdict.value).sum()) for verdict in Lossless}
 
 
-def acceptance_by_position(run: Run, method: str) -> pd.DataFrame:
+def acceptance_by_position(run: Run, entry: str) -> pd.DataFrame:
     """Columns ``position, marginal, conditional``; mean_accepted_tokens == 1 + Σ marginal.
 
-    No rows for a method that does not draft.
+    No rows for an entry that does not draft.
 
     Raises:
-        UsageError: the run has no such method; the message lists those it has.
+        UsageError: the run has no such entry; the message lists those it has.
     """
     baseline = run.manifest.baseline
-    look_up("method", method, dict.fromkeys(run.manifest.method_names))
-    pairs = paired(per_generation(run), method=method, baseline=baseline)
+    look_up("entry", entry, dict.fromkeys(run.manifest.labels))
+    pairs = paired(per_generation(run), entry=entry, baseline=baseline)
     rows = [
         (item.position, item.marginal.value, item.conditional.value)
         for item in _positions(per_question(pairs))
@@ -209,7 +219,7 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "baseline": summary.baseline,
         "model": summary.model,
         "questions": summary.questions,
-        "methods": {name: _method_json(method) for name, method in summary.methods.items()},
+        "entries": {name: _entry_json(entry) for name, entry in summary.entries.items()},
     }
     if summary.peak_rss_mb is not None:
         document["peak_rss_mb"] = summary.peak_rss_mb
@@ -218,24 +228,28 @@ def to_json(summary: Summary) -> dict[str, Any]:
     return document
 
 
-def _method_json(method: MethodSummary) -> dict[str, Any]:
-    document: dict[str, Any] = {"lossy": method.lossy}
-    if method.lossless is not None:
-        document["lossless"] = dict(method.lossless)
-    if method.sampling is not None:
-        document["sampling_check"] = asdict(method.sampling)
-    if method.peak_device_mb is not None:
-        document["peak_device_mb"] = method.peak_device_mb
+def _entry_json(entry: EntrySummary) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "method": entry.method,
+        "options": dict(entry.options),
+        "lossy": entry.lossy,
+    }
+    if entry.lossless is not None:
+        document["lossless"] = dict(entry.lossless)
+    if entry.sampling is not None:
+        document["sampling_check"] = asdict(entry.sampling)
+    if entry.peak_device_mb is not None:
+        document["peak_device_mb"] = entry.peak_device_mb
     document |= {
-        "errors": method.errors,
-        "prompt_too_long": method.prompt_too_long,
-        "excluded": method.excluded,
+        "errors": entry.errors,
+        "prompt_too_long": entry.prompt_too_long,
+        "excluded": entry.excluded,
         "tasks": {
             task: {"n": part.n} | {name: asdict(found) for name, found in part.estimates.items()}
-            for task, part in method.tasks.items()
+            for task, part in entry.tasks.items()
         },
     }
-    if method.positions:
-        document["acceptance_by_position"] = [asdict(item) for item in method.positions]
-        document["ctar"] = {str(item.position): asdict(item.marginal) for item in method.positions}
+    if entry.positions:
+        document["acceptance_by_position"] = [asdict(item) for item in entry.positions]
+        document["ctar"] = {str(item.position): asdict(item.marginal) for item in entry.positions}
     return document

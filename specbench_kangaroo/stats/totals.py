@@ -12,11 +12,11 @@ from specbench_kangaroo.record.schema import Status
 from specbench_kangaroo.record.writer import Run
 
 PROMPT = ["question_id", "turn", "repeat"]
-KEY = ["method", *PROMPT]
+KEY = ["entry", *PROMPT]
 
 # What the baseline's row of a pair contributes, under the name ``baseline_…``.
 _OF_BASELINE = ["new_tokens", "decode_tokens", "total_ms", "decode_ms", "steps", "target_step_ms"]
-_SUMMED = ["drafted", "accepted", "rows", "verify_share", "draft_ms", "verify_ms", "accept_ms"]
+_SUMMED = ["drafted", "accepted", "nodes", "verify_share", "draft_ms", "verify_ms", "accept_ms"]
 
 
 def per_generation(run: Run) -> pd.DataFrame:
@@ -73,11 +73,11 @@ def _derived(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def paired(generations: pd.DataFrame, *, method: str, baseline: str) -> pd.DataFrame:
-    """The method's generations whose prompt both it and the baseline answered without an error."""
+def paired(generations: pd.DataFrame, *, entry: str, baseline: str) -> pd.DataFrame:
+    """The entry's generations whose prompt both it and the baseline answered without an error."""
     usable = generations[generations["status"] == Status.OK.value]
-    ours = usable[usable["method"] == method]
-    theirs = usable.loc[usable["method"] == baseline, [*PROMPT, *_OF_BASELINE]]
+    ours = usable[usable["entry"] == entry]
+    theirs = usable.loc[usable["entry"] == baseline, [*PROMPT, *_OF_BASELINE]]
     renamed = theirs.rename(columns={name: f"baseline_{name}" for name in _OF_BASELINE})
     return ours.merge(renamed, on=PROMPT)
 

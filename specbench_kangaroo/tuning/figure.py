@@ -99,7 +99,7 @@ def _values(axes: Axes, part: TaskTuning) -> None:
 def _title(tuning: Tuning) -> str:
     best = tuning.tasks[OVERALL]
     return (
-        f"predicted speedup of {tuning.method} over {tuning.baseline}: {tuning.model}, "
+        f"predicted speedup of {tuning.entry} over {tuning.baseline}: {tuning.model}, "
         f"{tuning.questions}\nbest overall: {best.estimate.value:.2f}× at γ = {best.best.steps}, "
         f"η = {best.best.threshold:g} (n = {best.n})"
     )

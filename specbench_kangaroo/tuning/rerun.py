@@ -1,4 +1,4 @@
-"""A finished run as a request again, with one of its methods and other options."""
+"""A finished run as a request again, with one of its entries and other options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from specbench_kangaroo.models.catalogue import MODELS
 from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, Manifest
 from specbench_kangaroo.run.config import (
+    Entry,
     ModelChoice,
     QuestionChoice,
     Request,
@@ -21,14 +22,17 @@ from specbench_kangaroo.run.questions import SOURCES
 _DEFAULT = Settings()
 
 
-def request_again(manifest: Manifest, method: str, options: Mapping[str, Any]) -> Request:
-    """The manifest's run with ``method`` alone beside the baseline.
+def request_again(manifest: Manifest, label: str, options: Mapping[str, Any]) -> Request:
+    """The manifest's run with the entry ``label`` alone beside the baseline.
 
-    ``options`` replace those that the method had.  Whatever a newer version writes into the
-    settings is left out, so compare the hashes of the new run's manifest with the old one's.
+    ``options`` replace those that it had; what a sweep has added to its label goes.  Whatever a
+    newer version writes into the settings is left out, so compare the hashes of the new run's
+    manifest with the old one's.
     """
     settings = manifest.settings
-    kept = {**manifest.methods[method].options, **options}
+    record = manifest.entries[label]
+    kept = {**record.options, **options}
+    texts = {name: str(value) for name, value in kept.items() if value is not None}
     return Request(
         model=ModelChoice(
             name=manifest.model,
@@ -43,8 +47,7 @@ def request_again(manifest: Manifest, method: str, options: Mapping[str, Any]) -
             tasks=tuple(settings.get("tasks") or ()),
             limit=settings.get("limit"),
         ),
-        methods=(method,),
-        options=tuple(f"{method}.{name}={kept[name]}" for name in kept if kept[name] is not None),
+        entries=(Entry(label.partition("[")[0], record.method, texts),),
         settings=Settings(
             **{item.name: settings[item.name] for item in fields(Settings) if item.name in settings}
         ),
@@ -73,8 +76,11 @@ def _words(request: Request, output: Path | None) -> Iterator[str]:
         given.append(
             (item.name, getattr(request.settings, item.name), getattr(_DEFAULT, item.name))
         )
-    given += [("method", name, None) for name in request.methods]
-    given += [("option", text, None) for text in request.options]
+    for entry in request.entries:
+        plain = entry.label == entry.method
+        given.append(("method", entry.label if plain else f"{entry.label}={entry.method}", None))
+        options = entry.options.items()
+        given += [("option", f"{entry.label}.{name}={text}", None) for name, text in options]
     given.append(("output", output, None))
     for name, value, default in given:
         if value != default:

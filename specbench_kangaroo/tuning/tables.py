@@ -20,7 +20,7 @@ _COLUMNS = 9  # thresholds that 80 columns hold
 def terminal(tuning: Tuning) -> Group:
     """Tables for :meth:`rich.console.Console.print`."""
     title = (
-        f"{tuning.method} against {tuning.baseline}, {tuning.model}, {tuning.questions}, predicted"
+        f"{tuning.entry} against {tuning.baseline}, {tuning.model}, {tuning.questions}, predicted"
     )
     parts: list[RenderableType] = [Text(title, style="bold"), _best(tuning), Text()]
     parts += [Text("overall, by steps (rows) and threshold", style="bold"), _surface(tuning)]

@@ -23,14 +23,14 @@ from specbench_kangaroo.tuning.surfaces import (
     predicted_speedup,
     tune_tasks,
 )
-from specbench_kangaroo.tuning.tunable import STEPS, refuse_unreplayable, tunable_method
+from specbench_kangaroo.tuning.tunable import STEPS, refuse_unreplayable, tunable_entry
 
-TUNING_VERSION = 1
+TUNING_VERSION = 2  # 1 named the method instead of the entry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuning:
-    """A method's settings, and what each would have given.
+    """An entry's settings, and what each would have given.
 
     Attributes:
         logged: the setting of the run.
@@ -42,7 +42,7 @@ class Tuning:
     """
 
     run: str
-    method: str
+    entry: str
     baseline: str
     model: str
     questions: str
@@ -66,33 +66,33 @@ class Tuning:
         return float(self.tasks[task].speedup[row, self.thresholds.index(setting.threshold)])
 
 
-def tune(run: Run, method: str | None = None) -> Tuning:
-    """Replay every setting of a logged run's method.
+def tune(run: Run, entry: str | None = None) -> Tuning:
+    """Replay every setting of a logged run's entry.
 
     Args:
         run: greedy, with η = 0, a generous γ and drafts without branches.
-        method: which one; None takes the only one that has both options.
+        entry: its label; None takes the only one that has both options.
 
     Raises:
-        UsageError: the run has no such method, or does not hold what a replay needs.
+        UsageError: the run has no such entry, or does not hold what a replay needs.
     """
-    name, manifest = tunable_method(run, method), run.manifest
-    answers = paired(per_generation(run), method=name, baseline=manifest.baseline)
-    steps = _steps_of(run, name, answers)
-    refuse_unreplayable(run, name, steps)
+    label, manifest = tunable_entry(run, entry), run.manifest
+    answers = paired(per_generation(run), entry=label, baseline=manifest.baseline)
+    steps = _steps_of(run, label, answers)
+    refuse_unreplayable(run, label, steps)
     if not steps["drafted"].any():
         raise UsageError(
-            f"{run.folder} has no drafts of {name} on prompts that {manifest.baseline} answered "
+            f"{run.folder} has no drafts of {label} on prompts that {manifest.baseline} answered "
             "too, so there is nothing to replay; tune another run"
         )
     log = draft_log(answers, steps, max_new_tokens=int(manifest.settings["max_new_tokens"]))
     costs = step_costs(answers, steps, _steps_of(run, manifest.baseline, answers))
     grid = tuple(range(1, log.deepest + 1))
-    options = manifest.methods[name].options
+    options = manifest.entries[label].options
     logged = Setting(int(options[STEPS]), float(options[THRESHOLD]))
     return Tuning(
         run=manifest.name,
-        method=name,
+        entry=label,
         baseline=manifest.baseline,
         model=manifest.model,
         questions=manifest.questions,
@@ -112,7 +112,7 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
     return {
         "schema_version": TUNING_VERSION,
         "run": tuning.run,
-        "method": tuning.method,
+        "entry": tuning.entry,
         "baseline": tuning.baseline,
         "model": tuning.model,
         "questions": tuning.questions,
@@ -139,6 +139,6 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
     }
 
 
-def _steps_of(run: Run, method: str, answers: pd.DataFrame) -> pd.DataFrame:
-    """The method's steps on the prompts of ``answers``."""
-    return run.steps[run.steps["method"] == method].merge(answers[PROMPT], on=PROMPT)
+def _steps_of(run: Run, entry: str, answers: pd.DataFrame) -> pd.DataFrame:
+    """The entry's steps on the prompts of ``answers``."""
+    return run.steps[run.steps["entry"] == entry].merge(answers[PROMPT], on=PROMPT)

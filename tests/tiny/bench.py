@@ -27,7 +27,7 @@ from specbench_kangaroo.engine.method import (
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.load import LoadedModel
-from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request, Settings
+from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.run.questions import Question, QuestionSet
 from specbench_kangaroo.run.registry import method_class, method_names
 from specbench_kangaroo.run.setup import Bench, sampling_of
@@ -190,7 +190,10 @@ def make_bench(
     )
     return Bench(
         request=Request(
-            model=ModelChoice(name="tiny"), questions=QuestionChoice(), settings=wanted
+            model=ModelChoice(name="tiny"),
+            questions=QuestionChoice(),
+            entries=tuple(Entry(name, name) for name in methods or () if name != "vanilla"),
+            settings=wanted,
         ),
         loaded=loaded,
         target=model,

@@ -25,7 +25,7 @@ from .bench import SAVED, WORDS, save_model, save_questions
 
 PATIENCE_S = 900  # far more than a machine takes that does other things, too
 EACH = 4  # generations of a question: two turns, two methods
-KEY = ["method", "question_id", "turn", "repeat"]
+KEY = ["entry", "question_id", "turn", "repeat"]
 
 # A command line whose generations, or whose workers' questions, come to a gate.  The worker's class
 # is one of the program and not of a module, so that Ray sends it to the actors as it is.

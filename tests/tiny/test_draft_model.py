@@ -17,7 +17,7 @@ from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
+from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request
 from specbench_kangaroo.run.setup import open_bench
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
 from specbench_methods.draft_model.drafter import ChainDrafter
@@ -228,8 +228,7 @@ def test_a_run_compares_the_tokenizers(folder: str, tmp_path: Path) -> None:
     request = Request(
         model=ModelChoice(name=str(save_model(tmp_path)), device="cpu"),
         questions=QuestionChoice(),
-        methods=("draft_model",),
-        options=(f"draft_model.model={folder}",),
+        entries=(Entry("draft_model", "draft_model", {"model": folder}),),
     )
     with pytest.raises(UsageError, match="has another tokenizer than"):
         open_bench(request)

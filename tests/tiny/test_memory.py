@@ -37,7 +37,7 @@ def generate(method: Method) -> Decoded:
 
 def story(found: Decoded) -> list[Any]:
     """All of a generation that no clock goes into."""
-    steps = [(s.drafted, s.accepted, s.rows, s.exit_reason, s.confidence) for s in found.steps]
+    steps = [(s.drafted, s.accepted, s.nodes, s.exit_reason, s.confidence) for s in found.steps]
     return [found.output_ids, steps]
 
 
@@ -167,7 +167,7 @@ def test_one_answer_is_lost_and_the_record_says_how_far_it_was(
     failing, other = OutOfMemory(target(FAMILY)), Stub(target(FAMILY))
     found = run(make_bench({"failing": failing, "other": other}), tmp_path / "run")
     failed = found.generations[found.generations["status"] != "ok"]
-    assert failed[["method", "question_id"]].to_numpy().tolist() == [["failing", 2]]
+    assert failed[["entry", "question_id"]].to_numpy().tolist() == [["failing", 2]]
     told = failed["error"].item()
     assert told.startswith(
         f"{type(error).__name__} after 5 new tokens on a prompt of 4 (fewer --max"

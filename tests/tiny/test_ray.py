@@ -27,7 +27,7 @@ pytest.importorskip("ray", reason="needs the extra ray")
 QUESTIONS = 6
 INTERRUPTED = 130
 ANSWER = [
-    *("method", "question_id", "turn", "repeat", "status"),
+    *("entry", "question_id", "turn", "repeat", "status"),
     *("output_ids", "text", "prompt_tokens", "target_passes"),
 ]
 

@@ -9,6 +9,7 @@ import pytest
 from transformers import LlamaConfig
 
 from specbench_kangaroo.machine import devices
+from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.run import registry
 from specbench_methods.kangaroo.adapter import write_untrained
 from tests.command import call
@@ -41,7 +42,7 @@ def arguments(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 def test_a_run_says_what_it_does_and_where_it_is(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(*arguments, "--method", "stub", "--method", "stub") == 0
+    assert call(*arguments, "--method", "stub") == 0
     shown = capsys.readouterr()
     first = shown.err.splitlines()[0]
     assert "float32 on cpu" in first
@@ -52,7 +53,7 @@ def test_a_run_says_what_it_does_and_where_it_is(
     assert f"figure: {Path('results') / folder.name / 'speedup_by_task.png'}\n" in shown.out
     assert "lossless: 4 exact, 0 near ties, 0 violations" in shown.out
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["methods"]["stub"]["tasks"]["overall"]["n"] == 2
+    assert summary["entries"]["stub"]["tasks"]["overall"]["n"] == 2
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["command"].startswith("specbench run --model")
     assert manifest["status"] == "complete"
@@ -75,6 +76,45 @@ def test_the_template_decides_the_prompts_and_is_recorded(
     assert "settings.template is 'plain' there and 'tokenizer' now" in capsys.readouterr().err
     assert call(*arguments, "--template", "vicuna1.1") == 2
     assert "unknown template 'vicuna1.1'; did you mean 'vicuna'" in capsys.readouterr().err
+
+
+def test_a_method_stands_in_a_run_several_times_and_the_run_goes_on_after_a_kill(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter.safetensors"
+    write_untrained(LlamaConfig(**SAVED), adapter, exit_layer=1, vocabulary_size=24)
+    for label in ("kangaroo", "chain"):
+        arguments += ["--option", f"{label}.adapter={adapter}", "--option", f"{label}.exit_layer=1"]
+    arguments += ["--method", "kangaroo", "--method", "chain=kangaroo", "--method", "again=vanilla"]
+    arguments += ["--option", "chain.tree_width=2", "--sweep", "chain.threshold=0,0.5"]
+    assert call(*arguments) == 0
+    (folder,) = (tmp_path / "results").iterdir()
+    assert folder.name.endswith("Z-vanilla+kangaroo+chain+again"), (
+        "no bracket for a shell to expand"
+    )
+    labels = ["vanilla", "kangaroo", "chain[threshold=0]", "chain[threshold=0.5]", "again"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["entries"]) == labels
+    assert [entry["method"] for entry in summary["entries"].values()] == [
+        "vanilla",
+        *["kangaroo"] * 3,
+        "vanilla",
+    ]
+    for label in labels[1:]:
+        assert summary["entries"][label]["lossless"] == {"exact": 4, "near_tie": 0, "violation": 0}
+    assert summary["entries"]["chain[threshold=0.5]"]["options"]["tree_width"] == 2
+    whole = (folder / "generations.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 4 * len(labels)
+    (folder / "generations.jsonl").write_bytes(b"".join(lines[:13]) + b'{"entry": "cha')
+    capsys.readouterr()
+    assert call(*arguments, "--resume", "--output", str(folder)) == 0
+    again = read_run(folder).generations
+    assert len(again) == len(lines), "every answer is there, and once"
+    assert not again.duplicated(["entry", "question_id", "turn"]).any()
+    shown = capsys.readouterr().out
+    assert "tree_width=2" in shown
+    assert shown.count("4 exact") == 4
 
 
 def test_the_baseline_alone_runs_too(

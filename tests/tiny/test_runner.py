@@ -46,15 +46,15 @@ def run(bench: Bench, folder: Path, *, resume: bool = False) -> Run:
 
 def deterministic(run_: Run) -> dict[str, Any]:
     """Everything of a report that no clock goes into."""
-    document = to_json(summarise(run_))["methods"]
-    for method in document.values():
-        for task, part in method["tasks"].items():
-            method["tasks"][task] = {key: part[key] for key in ("n", *DETERMINISTIC) if key in part}
+    document = to_json(summarise(run_))["entries"]
+    for entry in document.values():
+        for task, part in entry["tasks"].items():
+            entry["tasks"][task] = {key: part[key] for key in ("n", *DETERMINISTIC) if key in part}
     return dict(document)
 
 
 def answers(run_: Run) -> list[tuple[Any, ...]]:
-    columns = ["method", "question_id", "turn", "repeat", "status", "output_ids"]
+    columns = ["entry", "question_id", "turn", "repeat", "status", "output_ids"]
     rows = [tuple(map(str, row)) for row in run_.generations[columns].itertuples(index=False)]
     return sorted(rows)
 
@@ -63,7 +63,7 @@ def answers(run_: Run) -> list[tuple[Any, ...]]:
 def test_drafts_accepted_never_partly_and_always(tmp_path: Path, right: int, mean: float) -> None:
     # 13 tokens: the prefill's and twelve more, which steps of 1, 2, 3 or 4 tokens divide.
     found = run(make_bench({"stub": stub(right=right)}, max_new_tokens=13), tmp_path / "run")
-    summary = summarise(found).methods["stub"]
+    summary = summarise(found).entries["stub"]
     assert summary.tasks["overall"].estimates["mean_accepted_tokens"].value == mean
     assert summary.lossless == {"exact": 4, "near_tie": 0, "violation": 0}
     assert set(found.generations["new_tokens"]) == {13}
@@ -73,7 +73,7 @@ def test_drafts_accepted_never_partly_and_always(tmp_path: Path, right: int, mea
 def test_methods_take_turns_in_an_order_that_rotates(tmp_path: Path) -> None:
     bench = make_bench({"a": stub(), "b": stub()}, questions=QUESTIONS[1:], repeats=2)
     found = run(bench, tmp_path / "run").generations
-    order = [found["method"][start : start + 3].tolist() for start in range(0, 12, 3)]
+    order = [found["entry"][start : start + 3].tolist() for start in range(0, 12, 3)]
     assert order == [
         ["vanilla", "a", "b"],
         ["a", "b", "vanilla"],
@@ -86,7 +86,7 @@ def test_methods_take_turns_in_an_order_that_rotates(tmp_path: Path) -> None:
 def test_a_second_turn_continues_vanillas_answer_for_every_method(tmp_path: Path) -> None:
     cheat, honest = stub(Cheats), stub()
     bench = make_bench({"cheat": cheat, "honest": honest}, questions=QUESTIONS[:1])
-    found = run(bench, tmp_path / "run").generations.set_index(["method", "turn"])
+    found = run(bench, tmp_path / "run").generations.set_index(["entry", "turn"])
     first = found.loc[("vanilla", 0), "text"]
     assert found.loc[("cheat", 0), "text"] != first, "the test needs a method that goes astray"
     expected = make_tokenizer()(f"u w5 w9 w14 w7 a {first} u w8 w8 a")["input_ids"]
@@ -103,10 +103,10 @@ def test_a_changed_token_is_a_violation(tmp_path: Path) -> None:
 def test_an_error_is_recorded_and_the_run_goes_on(tmp_path: Path) -> None:
     found = run(make_bench({"unlucky": stub(Raises)}), tmp_path / "run")
     failed = found.generations[found.generations["status"] == "error"]
-    assert failed[["method", "question_id"]].to_numpy().tolist() == [["unlucky", 3]]
+    assert failed[["entry", "question_id"]].to_numpy().tolist() == [["unlucky", 3]]
     assert failed["error"].item() == "RuntimeError: w13 is bad luck"
     assert failed["prompt_tokens"].item() == 7
-    summary = summarise(found).methods["unlucky"]
+    summary = summarise(found).entries["unlucky"]
     assert (summary.errors, summary.excluded) == (1, 1)
     assert summary.lossless == {"exact": 3, "near_tie": 0, "violation": 0}
 
@@ -114,7 +114,7 @@ def test_an_error_is_recorded_and_the_run_goes_on(tmp_path: Path) -> None:
 def test_after_a_failure_of_vanilla_no_method_answers_later_turns(tmp_path: Path) -> None:
     questions = [Question(5, "writing", ("w13", "w8"))]
     bench = make_bench({"vanilla": stub(Raises), "stub": stub()}, questions=questions)
-    found = run(bench, tmp_path / "run").generations.set_index(["method", "turn"])
+    found = run(bench, tmp_path / "run").generations.set_index(["entry", "turn"])
     assert found["status"].to_dict() == {
         ("vanilla", 0): "error",
         ("stub", 0): "ok",
@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, at: int) ->
     assert before.manifest.status == "interrupted"
     again = stub()
     found = run(make_bench({"stub": again}), tmp_path / "run", resume=True)
-    done = (before.generations["method"] == "stub").sum()
+    done = (before.generations["entry"] == "stub").sum()
     assert len(again.prompts) == 4 - done, "what was finished must not be repeated"
     kept = found.generations.head(len(before.generations))
     assert kept["total_ms"].tolist() == before.generations["total_ms"].tolist()

@@ -222,6 +222,6 @@ def test_every_step_accepts_what_a_plain_search_accepts(
         if not options.keep:
             reference.table = {}
         wanted = reference.steps(prompt, text, eos)
-        assert [(step.accepted, step.rows) for step in found.steps] == wanted
+        assert [(step.accepted, step.nodes) for step in found.steps] == wanted
         accepted += sum(step.accepted for step in found.steps)
     assert accepted > 0, "a draft that is never right would hide a table that is never read"

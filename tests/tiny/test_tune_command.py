@@ -147,11 +147,11 @@ def test_the_best_setting_is_run_and_set_against_its_prediction(
     document = json.loads(capsys.readouterr().out)
     best = document["tasks"]["overall"]["best"]
     tuned = read_run(logged.parent / "logged-tuned")
-    assert tuned.manifest.methods["kangaroo"].options["steps"] == best["steps"]
-    assert tuned.manifest.methods["kangaroo"].options["threshold"] == best["threshold"]
+    assert tuned.manifest.entries["kangaroo"].options["steps"] == best["steps"]
+    assert tuned.manifest.entries["kangaroo"].options["threshold"] == best["threshold"]
     assert tuned.manifest.hashes == read_run(logged).manifest.hashes
     summary = json.loads((tuned.folder / "summary.json").read_text())
-    measured = summary["methods"]["kangaroo"]["tasks"]["overall"]["speedup"]
+    measured = summary["entries"]["kangaroo"]["tasks"]["overall"]["speedup"]
     assert document["measured"] == measured
     # Again, as text: the run is there, so that nothing is run anew.
     before = (tuned.folder / "generations.jsonl").read_bytes()
@@ -199,7 +199,7 @@ def test_what_has_changed_since_is_not_taken_for_a_verification(
     questions.write_text(kept)
     assert call("tune", "logged", "--verify") == 0
     record = json.loads((logged.parent / "logged-tuned" / "run.json").read_text())
-    record["methods"]["kangaroo"]["options"]["steps"] = 99
+    record["entries"]["kangaroo"]["options"]["steps"] = 99
     (logged.parent / "logged-tuned" / "run.json").write_text(json.dumps(record))
     capsys.readouterr()
     assert call("tune", "logged", "--verify") == 2

@@ -161,7 +161,7 @@ def test_two_workers_make_what_one_process_makes(tmp_path: Path) -> None:
     ], "progress must hear of every generation"
     orders = [
         {
-            key: part["method"].tolist()
+            key: part["entry"].tolist()
             for key, part in run_.generations.groupby(["question_id", "repeat"])
         }
         for run_ in (found, whole)
@@ -379,7 +379,7 @@ def test_each_worker_warms_up_once(tmp_path: Path) -> None:
     asked = [stub(), stub()]
     benches = [make_bench({"stub": method}, workers=2, warmup=1) for method in asked]
     found = run(HereCrew(benches), benches, tmp_path / "run").generations
-    done = found[found["method"] == "stub"]["worker"].value_counts()
+    done = found[found["entry"] == "stub"]["worker"].value_counts()
     for worker, method in enumerate(asked):
         assert isinstance(method, Stub)
         assert len(method.prompts) == done[worker] + 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from specbench_kangaroo.record.schema import ExitReason, MethodRecord, StepRecord
+from specbench_kangaroo.record.schema import EntryRecord, ExitReason, StepRecord
 from specbench_kangaroo.record.writer import RunWriter
 from tests.unit.runs import TTFT_MS, make_generation, make_manifest, make_step
 
@@ -153,7 +153,8 @@ def make_drafting_run(
     options = {"steps": steps, "threshold": threshold, "tree_width": 1}
     settings = {"max_new_tokens": ALLOWED, "temperature": 0.0, "dtype": "float32"}
     record = make_manifest(("vanilla",), **({"settings": settings} | manifest))
-    record = replace(record, methods={**record.methods, method: MethodRecord(options=options)})
+    entry = EntryRecord(method, options)
+    record = replace(record, entries={**record.entries, method: entry})
     plain = replace(costs, draft_step=0.0, draft_token=0.0)
     with RunWriter.create(folder, record) as writer:
         for number, answer in enumerate(answers):

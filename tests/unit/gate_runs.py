@@ -69,7 +69,7 @@ def slowed(*methods: str, by: float) -> Change:
     """Answers of ``methods`` take ``by`` times as long."""
 
     def change(answer: Generation) -> Generation:
-        if answer.method not in methods:
+        if answer.entry not in methods:
             return answer
         return replace(answer, ttft_ms=by * answer.ttft_ms, total_ms=by * answer.total_ms)
 
@@ -80,7 +80,7 @@ def at(method: str, question: int, *, turn: int | None = None, **changes: Any) -
     """The method's answers to one question, or to one turn of it, have other values."""
 
     def change(answer: Generation) -> Generation:
-        here = (answer.method, answer.question_id) == (method, question)
+        here = (answer.entry, answer.question_id) == (method, question)
         return replace(answer, **changes) if here and turn in (None, answer.turn) else answer
 
     return change

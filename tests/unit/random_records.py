@@ -25,7 +25,7 @@ STEP = st.builds(
     drafted=st.integers(0, 60),
     accepted=st.integers(0, 60),
     emitted=st.integers(0, 61),
-    rows=st.integers(1, 100),
+    nodes=st.integers(1, 100),
     exit_reason=st.sampled_from(ExitReason),
     confidence=st.lists(FINITE, max_size=4).map(tuple),
     verify_share=AMOUNTS,
@@ -36,7 +36,7 @@ STEP = st.builds(
 STEPS = st.lists(STEP, max_size=4)
 KEYS = st.builds(
     GenerationKey,
-    method=st.sampled_from(METHODS),
+    entry=st.sampled_from(METHODS),
     question_id=st.integers(-1, 3),
     turn=st.integers(0, 1),
     repeat=st.integers(0, 1),
@@ -51,7 +51,7 @@ def answers(draw: st.DrawFn) -> tuple[Generation, list[StepRecord]]:
     generation = draw(
         st.builds(
             Generation,
-            method=st.just(key.method),
+            entry=st.just(key.entry),
             question_id=st.just(key.question_id),
             category=st.text(max_size=4),
             task=st.text(max_size=4),
@@ -83,4 +83,4 @@ VERDICTS = st.tuples(
 
 def judgement(key: GenerationKey, parts: tuple[Lossless, int | None, float | None]) -> Judgement:
     """The verdict with these parts on a generation."""
-    return Judgement(key.method, key.question_id, key.turn, key.repeat, *parts)
+    return Judgement(key.entry, key.question_id, key.turn, key.repeat, *parts)

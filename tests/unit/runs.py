@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from specbench_kangaroo.record.schema import (
+    EntryRecord,
     ExitReason,
     Generation,
     GenerationKey,
     Judgement,
     Lossless,
     Manifest,
-    MethodRecord,
     Status,
     StepRecord,
 )
@@ -40,7 +40,7 @@ def make_manifest(methods: Iterable[str] = ("vanilla", "kangaroo"), **changes: A
         status="running",
         model="smollm2-135m",
         questions="builtin",
-        methods={name: MethodRecord(options=options.get(name, {})) for name in methods},
+        entries={name: EntryRecord(name, options.get(name, {})) for name in methods},
         settings={"seed": 0, "max_new_tokens": 13, "temperature": 0.0, "dtype": "float32"},
         environment={"python": "3.11"},
         hashes={"questions": "aa", "model": "bb"},
@@ -55,7 +55,7 @@ def make_step(step: int = 0, *, drafted: int = 0, accepted: int = 0, **changes: 
         drafted=drafted,
         accepted=accepted,
         emitted=accepted + 1,
-        rows=drafted + 1,
+        nodes=drafted + 1,
         exit_reason=ExitReason.MAX_STEPS if drafted else ExitReason.NO_DRAFT,
         confidence=tuple(0.9 for _ in range(drafted)),
         verify_share=1.0,
@@ -84,7 +84,7 @@ def make_generation(
     tokens = 1 + sum(step.emitted for step in steps)
     spent_ms = sum(step.draft_ms + step.verify_ms + step.accept_ms for step in steps)
     generation = Generation(
-        method=method,
+        entry=method,
         question_id=question_id,
         category="writing",
         task="mt_bench",
@@ -113,7 +113,7 @@ def make_answer(number: int, method: str = "vanilla") -> tuple[Generation, list[
 def make_judgement(key: GenerationKey, verdict: Lossless = Lossless.EXACT) -> Judgement:
     differs = verdict is not Lossless.EXACT
     return Judgement(
-        method=key.method,
+        entry=key.entry,
         question_id=key.question_id,
         turn=key.turn,
         repeat=key.repeat,
@@ -170,12 +170,50 @@ def resume_run(folder: Path, *, answers: int) -> None:
                 writer.append(generation, steps)
 
 
+# A method that stands four times, and one that decodes by itself.
+ENTRIES = {
+    "kangaroo": EntryRecord("kangaroo", {"steps": 6, "threshold": 0.6, "tree_width": 4}),
+    "chain[threshold=0.3]": EntryRecord(
+        "kangaroo", {"steps": 6, "threshold": 0.3, "tree_width": 1}
+    ),
+    "chain[threshold=0.5]": EntryRecord(
+        "kangaroo", {"steps": 6, "threshold": 0.5, "tree_width": 1}
+    ),
+    "hf": EntryRecord("hf_generate", {"assistant": None}),
+}
+
+
+def make_entries(folder: Path, *, questions: int = 4, **changes: Any) -> Path:
+    """Writes a run of :data:`ENTRIES` and returns its folder; ``changes`` are of its manifest."""
+    record = make_manifest(("vanilla",))
+    record = replace(record, entries={**record.entries, **ENTRIES})
+    with RunWriter.create(folder, replace(record, **changes)) as writer:
+        for number in range(questions):
+            for place, label in enumerate(record.entries):
+                steps = [] if label == "hf" else make_steps(label)
+                answer = make_generation(
+                    label, number, steps=steps, slower=1.0 + 0.1 * place + 0.02 * number
+                )
+                if label == "hf":
+                    answer = replace(
+                        answer,
+                        output_ids=tuple(range(13)),
+                        new_tokens=13,
+                        target_passes=0,
+                        total_ms=150.0 + number,
+                    )
+                writer.append(answer, steps)
+                if label != "vanilla":
+                    writer.judge(make_judgement(answer.key))
+    return folder
+
+
 class Side(NamedTuple):
     """A method of :func:`make_comparison`: what each of its steps costs and yields, on average."""
 
     drafted: int
     accepted: float
-    rows: int
+    nodes: int
     draft_ms: float
     verify_ms: float
     slower: float = 1.0
@@ -184,12 +222,12 @@ class Side(NamedTuple):
 
 # By name, from fast to slow; a vanilla step takes 10 ms.
 SIDES = {
-    "token_recycling": Side(drafted=5, accepted=2.2, rows=61, draft_ms=0.4, verify_ms=14.0),
-    "medusa": Side(drafted=4, accepted=1.6, rows=27, draft_ms=0.8, verify_ms=13.0, lossy=True),
-    "kangaroo": Side(drafted=4, accepted=1.2, rows=5, draft_ms=2.5, verify_ms=10.5),
-    "prompt_lookup": Side(drafted=10, accepted=0.3, rows=11, draft_ms=0.1, verify_ms=12.0),
-    "layer_skip": Side(drafted=6, accepted=0.6, rows=7, draft_ms=9.3, verify_ms=9.7),
-    "lookahead": Side(drafted=4, accepted=0.5, rows=49, draft_ms=0.3, verify_ms=28.0),
+    "token_recycling": Side(drafted=5, accepted=2.2, nodes=61, draft_ms=0.4, verify_ms=14.0),
+    "medusa": Side(drafted=4, accepted=1.6, nodes=27, draft_ms=0.8, verify_ms=13.0, lossy=True),
+    "kangaroo": Side(drafted=4, accepted=1.2, nodes=5, draft_ms=2.5, verify_ms=10.5),
+    "prompt_lookup": Side(drafted=10, accepted=0.3, nodes=11, draft_ms=0.1, verify_ms=12.0),
+    "layer_skip": Side(drafted=6, accepted=0.6, nodes=7, draft_ms=9.3, verify_ms=9.7),
+    "lookahead": Side(drafted=4, accepted=0.5, nodes=49, draft_ms=0.3, verify_ms=28.0),
 }
 
 
@@ -206,9 +244,9 @@ def make_comparison(
     ``verdicts`` are the first ones of a method; all further ones, and other methods', are exact.
     """
     rng = random.Random(0)
-    records = {name: MethodRecord(options={}, lossy=side.lossy) for name, side in sides.items()}
+    records = {name: EntryRecord(name, {}, lossy=side.lossy) for name, side in sides.items()}
     manifest = make_manifest(methods=("vanilla",))
-    manifest = replace(manifest, methods={**manifest.methods, **records})
+    manifest = replace(manifest, entries={**manifest.entries, **records})
     given = {name: list((verdicts or {}).get(name, ())) for name in sides}
     with RunWriter.create(folder, manifest) as writer:
         for number in range(len(tasks) * questions_per_task):
@@ -233,7 +271,7 @@ def _side_steps(side: Side, rng: random.Random, task: int) -> list[StepRecord]:
             i,
             drafted=side.drafted,
             accepted=sum(rng.random() < share for _ in range(side.drafted)),
-            rows=side.rows,
+            nodes=side.nodes,
             draft_ms=side.draft_ms,
             verify_ms=side.verify_ms,
         )

@@ -65,9 +65,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--dtype", "fp8"], "unknown dtype 'fp8'; .*float32"),
         (["run", "--device", "tpu"], "unknown device 'tpu'; .*cpu"),
         (["run", "--questions", "nowhere.jsonl"], "cannot read questions from 'nowhere.jsonl'"),
-        (["run", "--option", "threshold=0.6"], "takes METHOD.NAME=VALUE, not 'threshold=0.6'"),
-        (["run", "--option", "kangaroo.threshold"], "takes METHOD.NAME=VALUE"),
-        (["run", "--option", "kangaroo.steps=3"], "'kangaroo' is not in this run"),
+        (["run", "--option", "threshold=0.6"], "takes LABEL.NAME=VALUE, not 'threshold=0.6'"),
+        (["run", "--option", "kangaroo.threshold"], "takes LABEL.NAME=VALUE"),
+        (["run", "--option", "kangaroo.steps=3"], "no entry with options has the label 'kangaroo'"),
         (
             ["run", "--method", "kangaroo", "--option", "kangaroo.step=3"],
             "unknown option of kangaroo 'step'; did you mean 'steps'",
@@ -75,6 +75,26 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["run", "--method", "kangaroo", "--option", "kangaroo.steps=few"],
             "kangaroo.steps must be of type int, not 'few'",
+        ),
+        (
+            ["run", "--method", "chain=kangoroo"],
+            "unknown method 'kangoroo'; did you mean 'kangaroo'",
+        ),
+        (
+            ["run", "--method", "kangaroo"] * 1 + ["--method", "kangaroo"],
+            "as in --method kangaroo-2=kangaroo",
+        ),
+        (["run", "--method", "vanilla"], "as in --method again=vanilla"),
+        (["run", "--method", "vanilla=kangaroo"], "vanilla is the label of the baseline"),
+        (["run", "--method", "a.b=kangaroo"], "letters, digits, _ and -, and 'a.b' is not"),
+        (["run", "--method", "chain="], "takes METHOD or LABEL=METHOD, not 'chain='"),
+        (
+            ["run", "--method", "kangaroo", "--sweep", "kangaroo.steps=2,few"],
+            "kangaroo.steps must be of type int, not 'few'",
+        ),
+        (
+            ["run", "--method", "kangaroo", "--sweep", "kangaroo.threshold=0.3,0.30"],
+            r"kangaroo\[threshold=0.30\] repeats a value",
         ),
         (["report"], "Missing argument 'RUN...'"),
         (["report", "nowhere"], "nowhere holds no run"),
@@ -127,7 +147,7 @@ def test_report_in_every_format(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert capsys.readouterr().out.startswith("### kangaroo against vanilla")
     assert call("report", folder, "--format", "json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["methods"]["kangaroo"]["tasks"]["overall"]["n"] == 4
+    assert document["entries"]["kangaroo"]["tasks"]["overall"]["n"] == 4
 
 
 def test_report_of_several_runs_into_a_file(tmp_path: Path) -> None:

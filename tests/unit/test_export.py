@@ -84,7 +84,7 @@ def test_upstreams_arithmetic_gives_our_specbench_speedup(uneven: Path, tmp_path
         name: tmp_path / "out" / f"{model_id(run.manifest, name)}.jsonl"
         for name in ("vanilla", "kangaroo")
     }
-    tasks = summarise(run).methods["kangaroo"].tasks
+    tasks = summarise(run).entries["kangaroo"].tasks
     assert set(tasks) == {"overall", "mt_bench", "qa"}
     for task, part in tasks.items():
         speedup, accepted = upstream_speed(files["kangaroo"], files["vanilla"], task)

@@ -39,7 +39,7 @@ LONG["a_method_of_a_long_name_6"] = SIDES["kangaroo"]
 def with_confidences(run, methods):
     """The run with confidences of all sizes for ``methods``, and none for the others."""
     rng = random.Random(0)
-    told = run.steps["method"].isin(methods)
+    told = run.steps["entry"].isin(methods)
     lists = [
         [rng.random() for _ in range(drafted)] if tells else []
         for drafted, tells in zip(run.steps["drafted"], told, strict=True)
@@ -52,11 +52,11 @@ def with_confidences(run, methods):
 def six(tmp_path_factory):
     run = read_run(make_comparison(tmp_path_factory.mktemp("figures") / "run"))
     thresholds = {"kangaroo": {"threshold": 0.6}}
-    methods = {
+    entries = {
         name: replace(record, options=thresholds.get(name, {}))
-        for name, record in run.manifest.methods.items()
+        for name, record in run.manifest.entries.items()
     }
-    run = replace(run, manifest=replace(run.manifest, methods=methods))
+    run = replace(run, manifest=replace(run.manifest, entries=entries))
     run = with_confidences(run, ["kangaroo", "medusa"])
     return run, stats.summarise(run)
 
@@ -175,7 +175,7 @@ def test_acceptance_lines_are_the_summarys(six, drawn):
     ):
         assert which in axes.get_title()
         for box, name in zip(axes.containers, SIDES, strict=True):
-            positions = summary.methods[name].positions
+            positions = summary.entries[name].positions
             expected = [getattr(item, which).value for item in positions]
             assert box.lines[0].get_ydata() == pytest.approx(expected), (name, which)
             places = [round(float(x)) for x in box.lines[0].get_xdata()]
@@ -188,7 +188,7 @@ def test_a_stack_is_as_long_as_its_step(six, drawn):
     left, right = drawn["six"]["step_time"].axes
     names = ["vanilla", *SIDES]
     for phase, box in zip(PHASES, bars(left), strict=True):
-        expected = table[table["phase"] == phase].set_index("method").loc[names, "ms_per_step"]
+        expected = table[table["phase"] == phase].set_index("entry").loc[names, "ms_per_step"]
         assert [bar.get_width() for bar in box] == pytest.approx(expected.to_list(), abs=1e-9)
     totals = table[table["phase"] == "total"]["ms_per_step"].to_list()
     assert [bar.get_x() + bar.get_width() for bar in bars(left)[-1]] == pytest.approx(totals)
@@ -204,7 +204,7 @@ def test_panels_of_accepted_lengths_show_distribution_and_ctar(six, drawn):
         assert [bar.get_height() for bar in box] == pytest.approx(table["exactly"].to_list())
         line = axes.lines[0]
         assert line.get_ydata() == pytest.approx(table["at_least"].to_numpy())
-        mean = summary.methods[name].tasks["overall"].estimates["mean_accepted_tokens"].value
+        mean = summary.entries[name].tasks["overall"].estimates["mean_accepted_tokens"].value
         assert axes.get_title() == f"{summary.label(name)}\nmean {mean:.2f}"
 
 

@@ -13,7 +13,7 @@ from specbench_kangaroo.gate.pairs import match
 from specbench_kangaroo.gate.regression import Comparison, compare
 from specbench_kangaroo.gate.timing import timing_gates
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import Lossless, MethodRecord, Status
+from specbench_kangaroo.record.schema import EntryRecord, Lossless, Status
 from tests.unit.gate_runs import WORSE, at, gated, noisy, slowed
 from tests.unit.runs import make_manifest
 
@@ -22,11 +22,11 @@ DRAFTING_GATES = {"errors", "tokens", "mean_accepted_tokens", "acceptance_by_pos
 
 
 def failing(comparison: Comparison) -> set[tuple[str, str]]:
-    return {(gate.method, gate.name) for gate in comparison.failed}
+    return {(gate.entry, gate.name) for gate in comparison.failed}
 
 
 def gate_of(comparison: Comparison, method: str, name: str):
-    (gate,) = (g for g in comparison.gates if (g.method, g.name) == (method, name))
+    (gate,) = (g for g in comparison.gates if (g.entry, g.name) == (method, name))
     return gate
 
 
@@ -48,7 +48,7 @@ def test_a_run_holds_against_itself_and_every_gate_is_asked(baseline):
     comparison = compare(baseline, baseline, timing=True)
     assert not comparison.failed, comparison.failed
     assert comparison.notes == ()
-    asked = {(gate.method, gate.name) for gate in comparison.gates}
+    asked = {(gate.entry, gate.name) for gate in comparison.gates}
     assert asked == {
         *(("vanilla", name) for name in ("errors", "tokens", "tokens_per_second")),
         *(("kangaroo", name) for name in DRAFTING_GATES | {"speedup"}),
@@ -230,9 +230,10 @@ def test_only_a_method_that_was_lossy_before_may_violate(
     tmp_path, lossy_before, lossy_after, asked
 ):
     def run(name, lossy, verdicts):
-        methods = {"vanilla": MethodRecord({}), "kangaroo": MethodRecord({}, lossy=lossy)}
+        entries = {name: EntryRecord(name, {}) for name in ("vanilla", "kangaroo")}
+        entries["kangaroo"] = replace(entries["kangaroo"], lossy=lossy)
         run = gated(tmp_path / name, verdicts=verdicts)
-        return replace(run, manifest=replace(run.manifest, methods=methods))
+        return replace(run, manifest=replace(run.manifest, entries=entries))
 
     comparison = compare(
         run("before", lossy_before, []), run("after", lossy_after, [Lossless.VIOLATION])
@@ -248,7 +249,7 @@ def sampled(folder, **given: Any):
 
 def test_sampled_answers_are_gated_by_their_token_frequencies(tmp_path):
     def other(answer):
-        return replace(answer, output_ids=(7,) * 13) if answer.method == "kangaroo" else answer
+        return replace(answer, output_ids=(7,) * 13) if answer.entry == "kangaroo" else answer
 
     before, same = sampled(tmp_path / "before"), sampled(tmp_path / "same")
     tolerances = Tolerances(tokens=1.0)
@@ -285,7 +286,7 @@ def test_an_answer_that_became_an_error_fails(baseline, tmp_path):
 
 def test_an_answer_that_is_not_there_fails(baseline):
     kept = baseline.generations
-    kept = kept[(kept["method"] != "kangaroo") | (kept["question_id"] != 2)]
+    kept = kept[(kept["entry"] != "kangaroo") | (kept["question_id"] != 2)]
     comparison = compare(baseline, replace(baseline, generations=kept))
     assert failing(comparison) == {("kangaroo", "errors")}
     assert "question 2, turn 0: missing" in gate_of(comparison, "kangaroo", "errors").detail
@@ -365,7 +366,7 @@ def test_each_field_is_refused_with_both_values_and_can_be_allowed(baseline, cas
 
 
 def test_every_field_that_can_be_allowed_is_tested_here():
-    elsewhere = {"methods", "prompts", "session"}
+    elsewhere = {"entries", "prompts", "session"}
     assert {case.split()[0] for case in REFUSED} | elsewhere == set(FIELDS)
 
 
@@ -395,13 +396,13 @@ def test_an_unknown_field_names_the_fields(baseline):
 
 def test_a_missing_method_is_refused_and_a_new_one_is_told(baseline, tmp_path):
     alone = gated(tmp_path / "alone", methods=("vanilla",))
-    with pytest.raises(UsageError, match=r"the candidate lacks kangaroo; .*--allow methods$"):
+    with pytest.raises(UsageError, match=r"the candidate lacks kangaroo; .*--allow entries$"):
         compare(baseline, alone)
-    allowed = compare(baseline, alone, allow=["methods"])
-    assert {gate.method for gate in allowed.gates} == {"vanilla"}
+    allowed = compare(baseline, alone, allow=["entries"])
+    assert {gate.entry for gate in allowed.gates} == {"vanilla"}
     comparison = compare(alone, baseline)
     assert "new in the candidate, not gated: kangaroo" in notes(comparison)
-    assert {gate.method for gate in comparison.gates} == {"vanilla"}
+    assert {gate.entry for gate in comparison.gates} == {"vanilla"}
 
 
 def test_a_subset_of_the_prompts_is_gated_and_told(baseline, two_turns, tmp_path):
@@ -425,7 +426,7 @@ def test_runs_without_a_common_prompt_are_refused_whatever_is_allowed(baseline):
 def test_an_unfinished_run_is_gated_on_the_rounds_that_it_finished(baseline):
     frame = baseline.generations
     torn = frame[
-        (frame["question_id"] < 5) | ((frame["question_id"] == 5) & (frame["method"] == "vanilla"))
+        (frame["question_id"] < 5) | ((frame["question_id"] == 5) & (frame["entry"] == "vanilla"))
     ]
     killed = with_manifest(replace(baseline, generations=torn), status="interrupted")
     comparison = compare(baseline, killed, allow=["status"])
@@ -435,10 +436,10 @@ def test_an_unfinished_run_is_gated_on_the_rounds_that_it_finished(baseline):
 
 def test_what_may_differ_is_told(baseline):
     options = {"threshold": 0.7, "exit_layer": 4}
-    kangaroo = MethodRecord(options, weights_sha256="0123456789abcdef", lossy=True)
+    kangaroo = EntryRecord("kangaroo", options, weights_sha256="0123456789abcdef", lossy=True)
     changed = with_manifest(
         with_settings(baseline, threads=2),
-        methods={**baseline.manifest.methods, "kangaroo": kangaroo},
+        entries={**baseline.manifest.entries, "kangaroo": kangaroo},
         environment={"torch": "2.14"},
     )
     assert check(baseline, changed) == (

@@ -64,7 +64,7 @@ WRONG_FIELDS = [
     (GENERATIONS, {"text": None}, "'text' must be a text, not None"),
     (GENERATIONS, {"worker": None}, "'worker' must be a whole number"),
     (GENERATIONS, {"colour": "red"}, "unknown field 'colour'"),
-    (GENERATIONS, {"method": "medusa"}, "method 'medusa' is not among vanilla, kangaroo"),
+    (GENERATIONS, {"entry": "medusa"}, "entry 'medusa' is not among vanilla, kangaroo"),
     (GENERATIONS, {"question_id": 2}, "vanilla's answer to question 2, turn 0, repeat 0 stands in"),
     (LOSSLESS, {"verdict": "perhaps"}, "'verdict' must be one of exact, near_tie, violation, not"),
     (LOSSLESS, {"logit_gap": "wide"}, "'logit_gap' must be a finite number of at least 0"),
@@ -156,7 +156,7 @@ def test_an_answer_whose_line_was_removed_is_made_again_with_its_own_steps(tmp_p
     with RunWriter.resume(folder, make_manifest()) as writer:
         writer.append(make_generation("vanilla", 1, steps=steps), steps)
     run = read_run(folder)
-    found = run.steps[(run.steps["method"] == "vanilla") & (run.steps["question_id"] == 1)]
+    found = run.steps[(run.steps["entry"] == "vanilla") & (run.steps["question_id"] == 1)]
     assert len(found) == 5, "the steps of the answer that was removed must not be the new one's"
 
 
@@ -186,7 +186,7 @@ def test_windows_line_endings_blank_lines_and_a_byte_order_mark_are_read(tmp_pat
 
 
 def _verdict() -> dict[str, Any]:
-    key = {"method": "vanilla", "question_id": 0, "turn": 0, "repeat": 0}
+    key = {"entry": "vanilla", "question_id": 0, "turn": 0, "repeat": 0}
     return key | {"verdict": "exact", "first_difference": None, "logit_gap": None}
 
 
@@ -271,11 +271,18 @@ def test_parquet_that_was_cut_or_flipped_gives_no_other_figures(tmp_path_factory
     ("change", "reason"),
     [
         ({"name": 3}, "'name' must be a text, not 3"),
-        ({"methods": []}, "'methods' must be an object, not a list"),
-        ({"methods": {"vanilla": 1}}, "methods.vanilla must be an object, not 1"),
-        ({"methods": {"vanilla": {"options": 1}}}, "'options' must be an object, not 1"),
-        ({"methods": {"vanilla": {}}}, "no 'options'"),
-        ({"methods": {"vanilla": {"options": {}, "lossy": "no"}}}, "'lossy' must be true or false"),
+        ({"entries": []}, "'entries' must be an object, not a list"),
+        ({"entries": {"vanilla": 1}}, "entries.vanilla must be an object, not 1"),
+        (
+            {"entries": {"vanilla": {"method": "vanilla", "options": 1}}},
+            "'options' must be an object, not 1",
+        ),
+        ({"entries": {"vanilla": {"method": "vanilla"}}}, "no 'options'"),
+        ({"entries": {"vanilla": {"options": {}}}}, "no 'method'"),
+        (
+            {"entries": {"vanilla": {"method": "v", "options": {}, "lossy": "no"}}},
+            "'lossy' must be true or false",
+        ),
         ({"settings": {"temperature": "warm"}}, "settings.temperature is 'warm'"),
         ({"settings": {"device": "cuda:x"}}, "settings.device is 'cuda:x'"),
         ({"environment": {"gpus": [1]}}, "environment.gpus must be a list of objects"),

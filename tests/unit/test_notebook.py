@@ -169,7 +169,7 @@ def test_every_cell_runs_on_the_reference_run(reference: NotebookNode) -> None:
 
 
 def test_it_shows_the_report_and_every_figure(reference: NotebookNode) -> None:
-    figures = summarise(read_run(REFERENCE)).methods["kangaroo"].tasks[OVERALL].estimates
+    figures = summarise(read_run(REFERENCE)).entries["kangaroo"].tasks[OVERALL].estimates
     assert interval_cell(figures, "speedup").text in text(reference, "report"), (
         "the tables lack the overall speedup that `specbench report` gives"
     )

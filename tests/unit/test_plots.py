@@ -35,10 +35,10 @@ def comparison(tmp_path_factory):
 
 def with_figures(summary, figures):
     """A summary of kangaroo alone, with these figures and no others."""
-    kangaroo = summary.methods["kangaroo"]
+    kangaroo = summary.entries["kangaroo"]
     part = replace(kangaroo.tasks["overall"], estimates=figures)
     alone = replace(kangaroo, tasks={"overall": part})
-    return replace(summary, methods={"vanilla": summary.methods["vanilla"], "kangaroo": alone})
+    return replace(summary, entries={"vanilla": summary.entries["vanilla"], "kangaroo": alone})
 
 
 def test_every_method_and_task_has_a_bar_with_its_value(summary):
@@ -48,7 +48,7 @@ def test_every_method_and_task_has_a_bar_with_its_value(summary):
     expected = [
         part.estimates["speedup"].value
         for name in METHODS[1:]
-        for part in summary.methods[name].tasks.values()
+        for part in summary.entries[name].tasks.values()
     ]
     assert [bar.get_width() for bar in bars] == pytest.approx(expected)
     assert [text.get_text() for text in axes.texts] == [f"{value:.2f}×" for value in expected]
@@ -57,11 +57,11 @@ def test_every_method_and_task_has_a_bar_with_its_value(summary):
 
 
 def test_a_lossy_method_is_marked_in_legend_and_title(summary):
-    lossy = replace(summary.methods["medusa"], lossy=True)
-    several = replace(summary, methods={**summary.methods, "medusa": lossy})
+    lossy = replace(summary.entries["medusa"], lossy=True)
+    several = replace(summary, entries={**summary.entries, "medusa": lossy})
     (legend,) = speedups.speedup_by_task(several).legends
     assert [text.get_text() for text in legend.get_texts()] == ["kangaroo", "medusa (lossy)"]
-    alone = replace(summary, methods={"vanilla": summary.methods["vanilla"], "medusa": lossy})
+    alone = replace(summary, entries={"vanilla": summary.entries["vanilla"], "medusa": lossy})
     (axes,) = speedups.speedup_by_task(alone).axes
     assert axes.get_title().startswith("medusa (lossy): ")
 
@@ -94,7 +94,7 @@ def test_the_ideal_is_hollow_and_the_realised_speedup_filled(comparison):
     }
     known = looks(comparison)
     for row, name in enumerate(SIDES):
-        figures = comparison.methods[name].tasks["overall"].estimates
+        figures = comparison.entries[name].tasks["overall"].estimates
         assert points[row, "white"] == pytest.approx(figures["speedup_ideal"].value), name
         assert points[row, known[name].colour] == pytest.approx(figures["speedup"].value), name
         share = f"{100 * figures['realised_over_ideal'].value:.0f} %"

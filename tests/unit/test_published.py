@@ -36,7 +36,7 @@ def found(method: str, source: str, model: str = "vicuna-7b-v1.3") -> Published:
 
 
 def shown(summary: stats.Summary, method: str) -> Section:
-    section = published.section(summary, method)
+    section = published.section(summary, method, [method])
     assert section is not None
     return section
 
@@ -106,29 +106,32 @@ def test_each_source_has_a_row_with_its_citation(summary: stats.Summary) -> None
 
 
 def test_this_run_stands_first_by_the_leaderboards_own_formula(summary: stats.Summary) -> None:
-    part = summary.methods["medusa"].tasks["qa"]
+    part = summary.entries["medusa"].tasks["qa"]
     other = replace(
         part, estimates={**part.estimates, "speedup_specbench": Estimate(1.5, 1.4, 1.6)}
     )
-    tasks = {**summary.methods["medusa"].tasks, "qa": other}
-    medusa = replace(summary.methods["medusa"], tasks=tasks)
-    row = cells(shown(replace(summary, methods={**summary.methods, "medusa": medusa}), "medusa"), 0)
+    tasks = {**summary.entries["medusa"].tasks, "qa": other}
+    medusa = replace(summary.entries["medusa"], tasks=tasks)
+    row = cells(shown(replace(summary, entries={**summary.entries, "medusa": medusa}), "medusa"), 0)
     assert row["qa"] == "1.50 (1.40–1.60)"
     assert row["rag"] == "–", "no question of this run was of that task"
     assert row["model, GPU"] == "smollm2-135m, NVIDIA H200"
 
 
 def test_a_method_that_nobody_published_has_no_section(summary: stats.Summary) -> None:
-    assert published.section(summary, "repeat_last") is None
-    renamed = {"vanilla": summary.methods["vanilla"], "repeat_last": summary.methods["kangaroo"]}
-    report = report_of(replace(summary, methods=renamed), with_details=False, with_published=True)
+    assert published.section(summary, "repeat_last", ["kangaroo"]) is None
+    renamed = {
+        "vanilla": summary.entries["vanilla"],
+        "kangaroo": replace(summary.entries["kangaroo"], method="repeat_last"),
+    }
+    report = report_of(replace(summary, entries=renamed), with_details=False, with_published=True)
     assert all(section.part is not Part.PUBLISHED for section in report.sections)
     assert published.CAPTION not in report.captions
 
 
 def test_a_method_without_any_answer_still_has_its_sources(summary: stats.Summary) -> None:
-    failed = replace(summary.methods["medusa"], tasks={})
-    section = shown(replace(summary, methods={**summary.methods, "medusa": failed}), "medusa")
+    failed = replace(summary.entries["medusa"], tasks={})
+    section = shown(replace(summary, entries={**summary.entries, "medusa": failed}), "medusa")
     assert cells(section, 0)["overall"] == "–"
     assert cells(section, 1)["overall"] == "1.71"
 

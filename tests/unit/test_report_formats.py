@@ -121,7 +121,7 @@ def test_several_runs_stand_side_by_side_before_each_stands_alone(tmp_path: Path
 
 def test_one_run_is_not_set_beside_itself(summary: stats.Summary) -> None:
     assert "side" not in markdown(summary)
-    assert markdown(summary).startswith("### 3 methods against vanilla")
+    assert markdown(summary).startswith("### 3 entries against vanilla")
 
 
 def test_several_runs_are_a_list_in_json_and_one_is_a_document(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_no_format_leaves_a_measure_out(full: dict[str, str], format_: str) -> N
     measures = "speedup accepted acc. tok/s Spec-Bench CR TTFT TPOT ideal verdict vicuna-7b-v1.3"
     missing = [word for word in measures.split() if word not in full[format_]]
     assert not missing, f"--format {format_} does not show {missing}"
-    shared = "peak memory of the process, which all methods share: 1235 MiB"
+    shared = "peak memory of the process, which all entries share: 1235 MiB"
     assert shared in " ".join(full[format_].split())
 
 
@@ -155,10 +155,10 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 
 def numbers(value: Any) -> Iterator[float]:
-    """Every number of a JSON document that is measured: no version, count of questions or place."""
+    """Every number of a JSON document that is measured: no option, count of questions, place."""
     if isinstance(value, dict):
         for name, item in value.items():
-            if name not in {"schema_version", "n", "position", "lossy"}:
+            if name not in {"schema_version", "n", "position", "lossy", "options"}:
                 yield from numbers(item)
     elif isinstance(value, list):
         for item in value:
@@ -176,14 +176,14 @@ def test_the_csv_table_holds_every_number_of_the_json_document(summary: stats.Su
 def test_the_csv_table_is_tidy(summary: stats.Summary) -> None:
     rows = rows_of(csv_text(summary, summary))
     assert list(rows[0]) == list(COLUMNS)
-    keys = [(row["method"], row["task"], row["position"], row["metric"]) for row in rows]
+    keys = [(row["entry"], row["task"], row["position"], row["metric"]) for row in rows]
     assert len(set(keys)) * 2 == len(keys), "a figure stands in the table more than once per run"
     (row,) = (
         row
         for row in rows[: len(rows) // 2]
-        if (row["method"], row["task"], row["metric"]) == ("medusa", "qa", "speedup")
+        if (row["entry"], row["task"], row["metric"]) == ("medusa", "qa", "speedup")
     )
-    figure = summary.methods["medusa"].tasks["qa"].estimates["speedup"]
+    figure = summary.entries["medusa"].tasks["qa"].estimates["speedup"]
     assert float(row["value"]) == figure.value
     assert (row["lossy"], row["n"], row["model"]) == ("true", "3", "smollm2-135m")
 

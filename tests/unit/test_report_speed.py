@@ -20,7 +20,7 @@ import pytest
 
 from specbench_kangaroo.record.jsonl import as_line
 from specbench_kangaroo.record.manifest import write_manifest
-from specbench_kangaroo.record.schema import MethodRecord
+from specbench_kangaroo.record.schema import EntryRecord
 from specbench_kangaroo.record.steps import STEP_SCHEMA, STEPS
 from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS
 from specbench_kangaroo.stats.summary import TASK_ORDER
@@ -77,7 +77,7 @@ def steps_table(method: str, rng: np.random.Generator) -> pa.Table:
     confidences = pa.array(rng.random(int(drafted.sum())))
     offsets = pa.array(np.concatenate([[0], drafted.cumsum()]), type=pa.int32())
     columns = {
-        "method": np.full(rows, method),
+        "entry": np.full(rows, method),
         "question_id": np.repeat(np.arange(QUESTIONS), each),
         "turn": np.zeros(rows, dtype=np.int64),
         "repeat": np.zeros(rows, dtype=np.int64),
@@ -86,7 +86,7 @@ def steps_table(method: str, rng: np.random.Generator) -> pa.Table:
         "drafted": drafted,
         "accepted": accepted,
         "emitted": accepted + 1,
-        "rows": drafted + 1,
+        "nodes": drafted + 1,
         "exit_reason": np.full(rows, "max_steps" if drafted.any() else "no_draft"),
         "confidence": pa.ListArray.from_arrays(offsets, confidences),
         "verify_share": np.ones(rows),
@@ -100,8 +100,8 @@ def steps_table(method: str, rng: np.random.Generator) -> pa.Table:
 def write_large_run(folder: Path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
-    methods = {name: MethodRecord(options={}) for name in STEPS_OF}
-    write_manifest(folder, replace(make_manifest(), methods=methods, status="complete"))
+    entries = {name: EntryRecord(name, {}) for name in STEPS_OF}
+    write_manifest(folder, replace(make_manifest(), entries=entries, status="complete"))
     with pq.ParquetWriter(folder / STEPS, STEP_SCHEMA, compression="zstd") as writer:
         for name in STEPS_OF:
             writer.write_table(steps_table(name, rng), row_group_size=50_000)

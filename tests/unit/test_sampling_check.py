@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from specbench_kangaroo.cli.conclusion import conclude
-from specbench_kangaroo.record.schema import MethodRecord, Status
+from specbench_kangaroo.record.schema import EntryRecord, Status
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
 from specbench_kangaroo.stats.sampling_check import (
     LEAST_PROMPTS,
@@ -135,8 +135,8 @@ def sampled_run(
     folder: Path, sampler: Sampler, *, prompts: int = 48, lossy: bool = False, **settings: float
 ) -> Run:
     manifest = make_manifest(["vanilla"], settings={"temperature": 1.0, **settings})
-    record = MethodRecord(options={}, lossy=lossy)
-    manifest = replace(manifest, methods={**manifest.methods, "kangaroo": record})
+    record = EntryRecord("kangaroo", {}, lossy=lossy)
+    manifest = replace(manifest, entries={**manifest.entries, "kangaroo": record})
     rng = random.Random(0)
     answers: list[tuple[str, int, Answer]] = []
     for number in range(prompts):
@@ -164,7 +164,7 @@ def test_a_greedy_run_is_not_checked(tmp_path: Path) -> None:
 
 def test_failed_answers_are_left_out_with_their_partners(tmp_path: Path) -> None:
     run = sampled_run(tmp_path / "run", independent)
-    failed = run.generations["question_id"].lt(8) & run.generations["method"].eq("kangaroo")
+    failed = run.generations["question_id"].lt(8) & run.generations["entry"].eq("kangaroo")
     status = run.generations["status"].mask(failed, Status.ERROR.value)
     found = check_sampling(
         replace(run, generations=run.generations.assign(status=status)), "kangaroo"

@@ -46,7 +46,7 @@ def answer(method, question_id, *, accepted=(3, 1, 3, 1), **changes):
 
 
 def overall(run, method="kangaroo"):
-    return stats.summarise(run).methods[method].tasks["overall"].estimates
+    return stats.summarise(run).entries[method].tasks["overall"].estimates
 
 
 # --- definitions, by hand ---
@@ -75,7 +75,7 @@ def summary(tmp_path_factory):
         # A step of 4 ms of draft and 13 ms of verification, against 10 ms.
         ("draft_cost", 4 / 10),
         ("verify_cost", 13 / 10),
-        ("rows_per_step", 5.0),
+        ("nodes_per_step", 5.0),
         ("tokens_per_step", 12 / 4),
         ("ttft_ms", 20.0),
         ("tpot_ms", 68 / 12),
@@ -85,13 +85,13 @@ def summary(tmp_path_factory):
     ],
 )
 def test_the_figures_of_the_synthetic_run(summary, name, value):
-    figure = summary.methods["kangaroo"].tasks["overall"].estimates[name]
+    figure = summary.entries["kangaroo"].tasks["overall"].estimates[name]
     assert figure.value == pytest.approx(value)
     assert figure.low == figure.high == figure.value, "equal questions leave nothing uncertain"
 
 
 def test_the_baseline_has_speeds_and_nothing_that_it_cannot_have(summary):
-    figures_ = summary.methods["vanilla"].tasks["overall"].estimates
+    figures_ = summary.entries["vanilla"].tasks["overall"].estimates
     assert set(figures_) == {
         "tokens_per_second",
         "compression_rate",
@@ -102,13 +102,13 @@ def test_the_baseline_has_speeds_and_nothing_that_it_cannot_have(summary):
     }
     assert figures_["tokens_per_second"].value == pytest.approx(13 / 0.140)
     assert figures_["compression_rate"].value == pytest.approx(1.0)
-    assert summary.methods["vanilla"].positions == []
-    assert summary.methods["vanilla"].lossless is None
+    assert summary.entries["vanilla"].positions == []
+    assert summary.entries["vanilla"].lossless is None
 
 
 def test_tasks_come_overall_first_and_then_in_the_papers_order(tmp_path):
     run = read_run(make_run(tmp_path / "run", tasks=("mine", "rag", "qa", "mt_bench")))
-    tasks = stats.summarise(run).methods["kangaroo"].tasks
+    tasks = stats.summarise(run).entries["kangaroo"].tasks
     assert list(tasks) == ["overall", "mt_bench", "qa", "rag", "mine"]
     assert [task.n for task in tasks.values()] == [8, 2, 2, 2, 2]
 
@@ -175,7 +175,7 @@ def test_the_ideal_takes_the_baselines_step_of_the_same_question(tmp_path):
 def test_costs_and_tokens_of_a_step_make_the_speedup_of_decoding(tmp_path):
     summary = stats.summarise(read_run(make_comparison(tmp_path / "run", questions_per_task=2)))
     for name in SIDES:
-        figures_ = summary.methods[name].tasks["overall"].estimates
+        figures_ = summary.entries[name].tasks["overall"].estimates
         found = {key: figure.value for key, figure in figures_.items()}
         cost = found["draft_cost"] + found["verify_cost"]
         assert found["speedup_decode"] == pytest.approx(found["tokens_per_step"] / cost), (
@@ -263,7 +263,7 @@ def test_errors_are_excluded_in_pairs_and_counted(tmp_path):
             answer("kangaroo", 4, status=Status.PROMPT_TOO_LONG),
         ],
     )
-    method = stats.summarise(run).methods["kangaroo"]
+    method = stats.summarise(run).entries["kangaroo"]
     assert (method.errors, method.prompt_too_long, method.excluded) == (1, 1, 3)
     assert method.tasks["overall"].n == 1
     assert method.tasks["overall"].estimates["speedup"].value == pytest.approx(140 / 88)
@@ -273,7 +273,7 @@ def test_a_method_that_never_succeeded_has_no_figures(tmp_path):
     run = written(
         tmp_path / "run", [answer("vanilla", 1), answer("kangaroo", 1, status=Status.ERROR)]
     )
-    method = stats.summarise(run).methods["kangaroo"]
+    method = stats.summarise(run).entries["kangaroo"]
     assert method.tasks == {}
     assert (method.errors, method.excluded) == (1, 1)
     json.dumps(stats.to_json(stats.summarise(run)))
@@ -281,7 +281,7 @@ def test_a_method_that_never_succeeded_has_no_figures(tmp_path):
 
 def test_a_run_without_generations_has_a_summary(tmp_path):
     summary = stats.summarise(written(tmp_path / "run", []))
-    assert [method.tasks for method in summary.methods.values()] == [{}, {}]
+    assert [method.tasks for method in summary.entries.values()] == [{}, {}]
 
 
 def test_answers_of_one_token_have_no_steps_and_no_tpot(tmp_path):
@@ -307,7 +307,7 @@ def test_the_json_document_has_the_documented_shape(tmp_path):
     )
     document = stats.to_json(stats.summarise(run))
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert (document["run"], document["baseline"], document["model"], document["questions"]) == (
         "synthetic",
         "vanilla",
@@ -315,8 +315,10 @@ def test_the_json_document_has_the_documented_shape(tmp_path):
         "builtin",
     )
     assert document["peak_rss_mb"] == 640.0
-    assert "lossless" not in document["methods"]["vanilla"]
-    kangaroo = document["methods"]["kangaroo"]
+    assert "lossless" not in document["entries"]["vanilla"]
+    kangaroo = document["entries"]["kangaroo"]
+    assert kangaroo["method"] == "kangaroo"
+    assert kangaroo["options"] == {"threshold": 0.6, "exit_layer": 4}
     assert kangaroo["lossless"] == {"exact": 0, "near_tie": 1, "violation": 0}
     assert kangaroo["errors"] == 0
     assert list(kangaroo["tasks"]) == ["overall", "mt_bench"]
@@ -331,7 +333,7 @@ def test_the_json_document_has_the_documented_shape(tmp_path):
 def test_a_lossy_method_is_marked_wherever_its_name_stands(tmp_path):
     folder = make_comparison(tmp_path / "run", tasks=("qa",), questions_per_task=1)
     summary = stats.summarise(read_run(folder))
-    marks = {name: part["lossy"] for name, part in stats.to_json(summary)["methods"].items()}
+    marks = {name: part["lossy"] for name, part in stats.to_json(summary)["entries"].items()}
     assert marks == {"vanilla": False} | {name: side.lossy for name, side in SIDES.items()}
     assert summary.label("medusa") == "medusa (lossy)"
     assert summary.label("kangaroo") == "kangaroo"
@@ -341,10 +343,10 @@ def test_a_sampled_run_has_a_check_in_place_of_verdicts(tmp_path):
     settings = {**make_manifest().settings, "temperature": 1.0}
     run = written(tmp_path / "run", [answer("vanilla", 1), answer("kangaroo", 1)])
     run = replace(run, manifest=replace(run.manifest, settings=settings))
-    methods = stats.to_json(stats.summarise(run))["methods"]
-    assert methods["kangaroo"]["sampling_check"] == {"p_value": 1.0, "prompts": 1, "tokens": 26}
-    assert "lossless" not in methods["kangaroo"]
-    assert "sampling_check" not in methods["vanilla"], "the baseline is compared with nothing"
+    entries = stats.to_json(stats.summarise(run))["entries"]
+    assert entries["kangaroo"]["sampling_check"] == {"p_value": 1.0, "prompts": 1, "tokens": 26}
+    assert "lossless" not in entries["kangaroo"]
+    assert "sampling_check" not in entries["vanilla"], "the baseline is compared with nothing"
 
 
 # --- intervals ---
@@ -422,7 +424,7 @@ def test_a_large_run_is_summarised_in_seconds(tmp_path):
     summary = stats.summarise(replace(run, steps=steps))
     assert time.perf_counter() - began < 10, "a report must not keep its reader waiting"
     assert len(steps) == 200_000
-    mean = summary.methods["kangaroo"].tasks["overall"].estimates["mean_accepted_tokens"]
+    mean = summary.entries["kangaroo"].tasks["overall"].estimates["mean_accepted_tokens"]
     assert mean.value == pytest.approx(3.0)
 
 

@@ -45,7 +45,7 @@ def drafted(accepted: int, *confidence: float, eos: bool = False, **changes) -> 
 
 def test_a_step_is_split_into_its_phases_and_the_rest(tmp_path):
     run = read_run(make_run(tmp_path / "run", spread=0.1))
-    table = step_times(paired_steps(run)).set_index(["method", "phase"])
+    table = step_times(paired_steps(run)).set_index(["entry", "phase"])
     vanilla = table.loc["vanilla"]["ms_per_step"]
     assert vanilla.to_dict() == pytest.approx(
         {"draft": 0.0, "verify": 9.0, "accept": 1.0, "other": 0.0, "total": 10.0}
@@ -103,7 +103,7 @@ def test_a_method_without_confidences_has_no_calibration(tmp_path):
 
 def test_a_tree_is_told_from_a_chain(tmp_path):
     plain = make_steps("vanilla")
-    tree = [drafted(1, 0.9, 0.8, rows=7)]
+    tree = [drafted(1, 0.9, 0.8, nodes=7)]
     run = write(tmp_path / "tree", [("vanilla", 1, plain), ("kangaroo", 1, tree)])
     assert paired_steps(run)["kangaroo"].has_branches
     chains = read_run(make_run(tmp_path / "chains"))
@@ -120,7 +120,7 @@ def test_contexts_are_binned_by_the_baselines_steps(tmp_path):
 
     answers = [(name, q, steps(name, 10.0)) for q in (1, 2) for name in ("vanilla", "kangaroo")]
     table = by_context(paired_steps(write(tmp_path / "run", answers)), "vanilla")
-    times = table.set_index(["method", "context_length"])["ms_per_token"]
+    times = table.set_index(["entry", "context_length"])["ms_per_token"]
     assert times.to_dict() == pytest.approx(
         {
             ("vanilla", 100.0): 10.0,
@@ -129,7 +129,7 @@ def test_contexts_are_binned_by_the_baselines_steps(tmp_path):
             ("kangaroo", 900.0): 10.0,
         }
     )
-    accepted = table.set_index("method")["mean_accepted_tokens"]
+    accepted = table.set_index("entry")["mean_accepted_tokens"]
     assert accepted["vanilla"].isna().all(), "a method that drafts nothing accepts nothing"
     assert accepted["kangaroo"].tolist() == pytest.approx([2.0, 2.0])
     assert table["steps"].tolist() == [8, 8, 8, 8]
@@ -150,7 +150,7 @@ def test_a_prompt_that_one_side_failed_counts_for_neither(tmp_path):
 def test_turns_and_repeats_are_prompts_of_their_own(tmp_path):
     run = read_run(make_run(tmp_path / "run", turns=2, repeats=3))
     kept = run.generations
-    failed = (kept["method"] == "kangaroo") & (kept["turn"] == 1) & (kept["repeat"] == 2)
+    failed = (kept["entry"] == "kangaroo") & (kept["turn"] == 1) & (kept["repeat"] == 2)
     fixed = kept.assign(status=kept["status"].mask(failed, Status.ERROR.value))
     parts = paired_steps(replace(run, generations=fixed))
     assert len(parts["vanilla"].generations) == 4 * 2 * 3

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import (
     SCHEMA_VERSION,
+    EntryRecord,
     Generation,
     GenerationKey,
     Judgement,
-    MethodRecord,
     Status,
     StepRecord,
 )
@@ -65,7 +65,7 @@ def test_a_closed_run_reads_back_whole(tmp_path):
     assert list(run.judgements["verdict"]) == ["exact"] * 4
     assert list(run.generations["status"].unique()) == ["ok"]
     assert run.generations["output_ids"][0] == list(range(13))
-    kangaroo = run.steps[run.steps["method"] == "kangaroo"]
+    kangaroo = run.steps[run.steps["entry"] == "kangaroo"]
     assert kangaroo["confidence"].iloc[0] == [0.9] * 4
     assert set(run.steps.columns) == {
         *(field.name for field in fields(StepRecord)),
@@ -144,7 +144,7 @@ def test_a_line_that_lacks_only_its_newline_is_kept(tmp_path):
 
 def test_a_torn_line_in_the_journal_is_dropped(tmp_path):
     killed_run(tmp_path)
-    append_bytes(tmp_path / "steps.jsonl", b'{"method": "vanilla", "question_id": 2, "tu')
+    append_bytes(tmp_path / "steps.jsonl", b'{"entry": "vanilla", "question_id": 2, "tu')
     assert len(read_run(tmp_path).steps) == 24
     RunWriter.resume(tmp_path, make_manifest()).close("complete")
     assert len(read_run(tmp_path).steps) == 24
@@ -192,11 +192,11 @@ def test_a_malformed_line_with_others_after_it_is_named(tmp_path):
 
 def test_a_line_without_its_fields_is_named(tmp_path):
     killed_run(tmp_path)
-    append_bytes(tmp_path / "generations.jsonl", b'{"method": "vanilla"}\n')
+    append_bytes(tmp_path / "generations.jsonl", b'{"entry": "vanilla"}\n')
     with pytest.raises(UsageError, match=r"generations\.jsonl:3: not a Generation"):
         read_run(tmp_path)
     append_bytes(tmp_path / "lossless.jsonl", b'{"verdict": "perhaps"}\n')
-    (tmp_path / "steps.jsonl").write_bytes(b'{"method": "vanilla"}\n')
+    (tmp_path / "steps.jsonl").write_bytes(b'{"entry": "vanilla"}\n')
     path = tmp_path / "generations.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     with pytest.raises(UsageError, match=r"lossless\.jsonl:1: not a Judgement"):
@@ -236,14 +236,14 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
         ({"settings": {"seed": 1}}, "settings.seed is 0 there and 1 now"),
         (
             {
-                "methods": {
-                    "vanilla": MethodRecord(options={}),
-                    "kangaroo": MethodRecord(options={"threshold": 0.7, "exit_layer": 4}),
+                "entries": {
+                    "vanilla": EntryRecord("vanilla", {}),
+                    "kangaroo": EntryRecord("kangaroo", {"threshold": 0.7, "exit_layer": 4}),
                 }
             },
-            "methods.kangaroo.options.threshold is 0.6 there and 0.7 now",
+            "entries.kangaroo.options.threshold is 0.6 there and 0.7 now",
         ),
-        ({"methods": {"vanilla": MethodRecord(options={})}}, "methods.kangaroo is"),
+        ({"entries": {"vanilla": EntryRecord("vanilla", {})}}, "entries.kangaroo is"),
     ],
 )
 def test_resume_names_the_first_field_that_differs(tmp_path, changes, message):
@@ -354,7 +354,7 @@ def test_what_schema_2_added_reads_back():
 def test_a_run_from_before_a_field_had_been_added_still_loads(tmp_path):
     folder = make_run(tmp_path / "run")
     manifest = json.loads((folder / "run.json").read_text())
-    for record in manifest["methods"].values():
+    for record in manifest["entries"].values():
         for name in ("weights_sha256", "weights_record", "lossy"):
             del record[name]
     del manifest["baseline"]

@@ -218,11 +218,11 @@ class RunFolder(RuleBasedStateMachine):
         assert verdicts == {key: item.verdict.value for key, item in self.verdicts.items()}
 
 
-_KEY = ["method", "question_id", "turn", "repeat"]
+_KEY = ["entry", "question_id", "turn", "repeat"]
 
 
 def _fields(key: GenerationKey) -> tuple[str, int, int, int]:
-    return key.method, key.question_id, key.turn, key.repeat
+    return key.entry, key.question_id, key.turn, key.repeat
 
 
 def test_a_run_folder_loses_and_doubles_nothing() -> None:

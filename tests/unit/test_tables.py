@@ -55,15 +55,15 @@ def printed(summary, *, width: int, colour: bool = False, details: bool = False)
 
 def changed(summary, method, **changes):
     """The summary with something else said of a method."""
-    other = replace(summary.methods[method], **changes)
-    return replace(summary, methods={**summary.methods, method: other})
+    other = replace(summary.entries[method], **changes)
+    return replace(summary, entries={**summary.entries, method: other})
 
 
 def with_figures(summary, method, **figures):
     """The summary with other overall figures of a method."""
-    part = summary.methods[method].tasks["overall"]
+    part = summary.entries[method].tasks["overall"]
     part = replace(part, estimates={**part.estimates, **figures})
-    return changed(summary, method, tasks={**summary.methods[method].tasks, "overall": part})
+    return changed(summary, method, tasks={**summary.entries[method].tasks, "overall": part})
 
 
 def sentence(summary, method) -> str:
@@ -93,7 +93,7 @@ def test_every_row_is_whole_on_one_line(summary, width):
     assert "…" not in text, "a cell was cut"
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
-    overall = summary.methods["kangaroo"].tasks["overall"].estimates["speedup"]
+    overall = summary.entries["kangaroo"].tasks["overall"].estimates["speedup"]
     interval = f"{overall.value:.2f} ({overall.low:.2f}–{overall.high:.2f})"
     for task in ("overall", *TASKS):
         (line,) = (line for line in lines if line.startswith(task))
@@ -122,7 +122,7 @@ def test_the_terminal_names_the_interval_and_the_verdict(summary):
     ],
 )
 def test_only_a_whole_interval_is_coloured(summary, speedup, colour):
-    kangaroo = summary.methods["kangaroo"]
+    kangaroo = summary.entries["kangaroo"]
     part = kangaroo.tasks["qa"]
     part = replace(part, estimates={**part.estimates, "speedup": speedup})
     text = printed(changed(summary, "kangaroo", tasks={"qa": part}), width=100, colour=True)
@@ -215,7 +215,7 @@ def test_methods_are_compared_first_and_the_fastest_leads(six, width):
     lines = text.splitlines()
     assert "…" not in text
     assert max(map(len, lines)) <= width
-    assert lines[0].startswith("6 methods against vanilla")
+    assert lines[0].startswith("6 entries against vanilla")
     first = lines[: next(i for i, line in enumerate(lines) if "by task" in line)]
     names = [name for line in first for name in RANKED if line.startswith(f"{name} ")]
     assert names[: len(RANKED)] == list(RANKED), "a row each, whole, sorted by speedup"
@@ -226,10 +226,18 @@ def test_every_figure_of_a_comparison_is_whole(six, width):
     text = printed(six, width=width)
     for name in SIDES:
         for task in ("overall", *TASKS):
-            speedup = six.methods[name].tasks[task].estimates["speedup"]
+            speedup = six.entries[name].tasks[task].estimates["speedup"]
             interval = f"{speedup.low:.2f}–{speedup.high:.2f}"
             assert re.search(rf"(?<!\S){interval}(?!\S)", text), f"{name}'s {interval} is broken"
-    for word in ("token_", "recycling", "(lossy)", "kangaroo", "prompt_", "lookahead", "61.0 rows"):
+    for word in (
+        "token_",
+        "recycling",
+        "(lossy)",
+        "kangaroo",
+        "prompt_",
+        "lookahead",
+        "61.0 nodes",
+    ):
         assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text), f"{word} is cut"
 
 
@@ -244,7 +252,7 @@ def test_a_narrower_terminal_gets_several_tables_but_no_broken_figure(six):
     lines = printed(six, width=60).splitlines()
     overall = [line.split()[1:] for line in lines if line.startswith("overall ")]
     expected = [
-        f"{six.methods[name.split()[0]].tasks['overall'].estimates['speedup'].value:.2f}"
+        f"{six.entries[name.split()[0]].tasks['overall'].estimates['speedup'].value:.2f}"
         for name in RANKED
         if name != "vanilla"
     ]
@@ -266,7 +274,7 @@ def test_the_verdict_column_tells_exact_near_and_lossy_apart(six):
 
 def test_costs_stand_beside_the_rows_that_cause_them(six):
     (line,) = (line for line in markdown(six).splitlines() if line.startswith("| layer_skip |"))
-    assert "| 0.93 | 1.07 (7.0 rows) |" in line
+    assert "| 0.93 | 1.07 (7.0 nodes) |" in line
 
 
 def test_what_is_wrong_is_told_below_the_comparison(six):
@@ -294,7 +302,7 @@ def test_a_method_without_a_figure_comes_last(six):
 def test_tables_of_each_method_are_for_those_who_ask(six):
     assert "kangaroo against vanilla" not in printed(six, width=80)
     text = printed(six, width=80, details=True)
-    order = ["6 methods against", "speedup over vanilla by task", "medusa (lossy) against vanilla"]
+    order = ["6 entries against", "speedup over vanilla by task", "medusa (lossy) against vanilla"]
     places = [text.index(words) for words in (*order, "kangaroo against vanilla", "of ideal: ")]
     assert places == sorted(places)
     assert text.count("layer_skip is slower") == 1, "a reason is given once"
@@ -315,9 +323,9 @@ def test_the_flag_for_details(tmp_path, capsys):
 
 
 def test_a_slow_method_is_explained_by_what_its_steps_cost_and_yield(six):
-    tokens = six.methods["layer_skip"].tasks["overall"].estimates["tokens_per_step"].value
+    tokens = six.entries["layer_skip"].tasks["overall"].estimates["tokens_per_step"].value
     assert sentence(six, "layer_skip") == (
-        "layer_skip is slower than vanilla: a step costs 0.93 (draft) + 1.07 (verifying 7.0 rows) "
+        "layer_skip is slower than vanilla: a step costs 0.93 (draft) + 1.07 (verifying 7.0 nodes) "
         f"vanilla passes and yields {tokens:.2f} tokens."
     )
     explained = [line.split()[0] for line in markdown(six).splitlines() if " than vanilla" in line]
@@ -371,6 +379,6 @@ def test_time_between_the_phases_is_named_where_it_is_the_reason(six):
         "tokens_per_step": Estimate(2.0, 2.0, 2.0),
     }
     assert sentence(with_figures(six, "kangaroo", **figures), "kangaroo") == (
-        "kangaroo is slower than vanilla: a step costs 0.20 (draft) + 1.10 (verifying 5.0 rows) + "
+        "kangaroo is slower than vanilla: a step costs 0.20 (draft) + 1.10 (verifying 5.0 nodes) + "
         "1.20 (all else) vanilla passes and yields 2.00 tokens."
     )

@@ -192,10 +192,10 @@ def test_energy_per_token_is_over_measured_answers_alone(measured: Path) -> None
     tokens = {name: len(make_steps(name)) for name in ("vanilla", "kangaroo")}
     assert tokens["vanilla"] == 12
     for method, joules in (("vanilla", 2.0), ("kangaroo", 1.0)):
-        figure = summary.methods[method].tasks["overall"].estimates["joules_per_token"]
+        figure = summary.entries[method].tasks["overall"].estimates["joules_per_token"]
         assert figure.value == pytest.approx(joules), f"{method}: {figure}"
         assert figure.low is not None, "a figure without an interval"
-    assert to_json(summary)["methods"]["kangaroo"]["peak_device_mb"] == 300.5
+    assert to_json(summary)["entries"]["kangaroo"]["peak_device_mb"] == 300.5
 
 
 def test_energy_stands_in_the_details_of_a_method(measured: Path) -> None:
@@ -214,9 +214,9 @@ def test_energy_stands_in_the_details_of_a_method(measured: Path) -> None:
 def test_a_run_without_measured_energy_says_nothing_of_it(tmp_path: Path) -> None:
     found = read_run(make_run(tmp_path / "run"))
     document = to_json(summarise(found))
-    overall = document["methods"]["vanilla"]["tasks"]["overall"]
+    overall = document["entries"]["vanilla"]["tasks"]["overall"]
     assert not [key for key in overall if "joules" in key], "absent, not 0 and not null"
-    assert "peak_device_mb" not in document["methods"]["vanilla"]
+    assert "peak_device_mb" not in document["entries"]["vanilla"]
     assert "device_health" not in document
     texts = " ".join(report_of(summarise(found), with_details=True).captions)
     assert "J per token" not in texts

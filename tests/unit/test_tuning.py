@@ -17,9 +17,9 @@ from rich.console import Console
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import read_manifest, write_manifest
-from specbench_kangaroo.record.schema import MethodRecord
+from specbench_kangaroo.record.schema import EntryRecord
 from specbench_kangaroo.record.writer import read_run
-from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request, Settings
+from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.stats.summary import summarise
 from specbench_kangaroo.tuning import figure as tune_figure
 from specbench_kangaroo.tuning import tables as tune_tables
@@ -67,7 +67,7 @@ def test_with_known_costs_every_speedup_is_predicted(tmp_path: Path, costs: Cost
         folder = make_drafting_run(
             tmp_path / str(number), answers, steps=steps, threshold=threshold, costs=costs
         )
-        tasks = summarise(read_run(folder)).methods["kangaroo"].tasks
+        tasks = summarise(read_run(folder)).entries["kangaroo"].tasks
         for task, part in tasks.items():
             assert predicted(found, steps, threshold, task) == pytest.approx(
                 part.estimates["speedup"].value, rel=1e-9
@@ -82,7 +82,7 @@ def test_few_unknown_positions_move_no_prediction_far(tmp_path: Path) -> None:
         folder = make_drafting_run(
             tmp_path / str(number), answers, steps=steps, threshold=threshold
         )
-        real = summarise(read_run(folder)).methods["kangaroo"].tasks["overall"].estimates["speedup"]
+        real = summarise(read_run(folder)).entries["kangaroo"].tasks["overall"].estimates["speedup"]
         assert predicted(found, steps, threshold) == pytest.approx(real.value, rel=0.01)
 
 
@@ -110,7 +110,7 @@ def test_a_few_slow_steps_make_no_short_draft_dearer_than_a_long_one() -> None:
 def test_the_logged_setting_is_predicted_exactly(logged: Path) -> None:
     run = read_run(logged)
     found = tune(run)
-    measured = summarise(run).methods["kangaroo"].tasks["overall"].estimates["speedup"].value
+    measured = summarise(run).entries["kangaroo"].tasks["overall"].estimates["speedup"].value
     assert found.measured_at_logged == pytest.approx(measured, rel=1e-12)
     assert found.predicted_at_logged == pytest.approx(measured, rel=1e-12)
     assert predicted(found, DEEPEST, 0.0) == pytest.approx(measured, rel=1e-12)
@@ -156,11 +156,11 @@ def test_the_document_has_the_whole_surface_of_every_task(logged: Path) -> None:
 def changed(folder: Path, *, settings: dict[str, Any] | None = None, **options: Any) -> Path:
     """The run with other settings or other options of its method in its manifest."""
     manifest = read_manifest(folder)
-    record = manifest.methods["kangaroo"]
+    record = manifest.entries["kangaroo"]
     record = replace(record, options={**record.options, **options})
-    methods = {**manifest.methods, "kangaroo": record}
+    entries = {**manifest.entries, "kangaroo": record}
     kept = {**manifest.settings, **(settings or {})}
-    write_manifest(folder, replace(manifest, methods=methods, settings=kept))
+    write_manifest(folder, replace(manifest, entries=entries, settings=kept))
     return folder
 
 
@@ -186,24 +186,24 @@ def test_a_run_that_cannot_be_replayed_says_how_to_run_again(
 def test_branches_are_seen_without_the_option_too(tmp_path: Path) -> None:
     folder = make_drafting_run(tmp_path / "run", make_answers(2))
     run = read_run(folder)
-    run.steps.loc[run.steps["drafted"] > 0, "rows"] += 1
+    run.steps.loc[run.steps["drafted"] > 0, "nodes"] += 1
     with pytest.raises(UsageError, match="drafted with branches"):
         tune(run)
 
 
 def test_only_methods_with_both_options_are_tuned(tmp_path: Path) -> None:
     folder = make_drafting_run(tmp_path / "run", make_answers(2))
-    with pytest.raises(UsageError, match=r"'vanilla' is no method .*there are: kangaroo"):
+    with pytest.raises(UsageError, match=r"'vanilla' is no entry .*there are: kangaroo"):
         tune(read_run(folder), "vanilla")
     manifest = read_manifest(folder)
-    twin = replace(manifest.methods["kangaroo"])
-    write_manifest(folder, replace(manifest, methods={**manifest.methods, "layer_skip": twin}))
+    twin = replace(manifest.entries["kangaroo"])
+    write_manifest(folder, replace(manifest, entries={**manifest.entries, "layer_skip": twin}))
     with pytest.raises(UsageError, match="choose one with --method: kangaroo, layer_skip"):
         tune(read_run(folder))
-    assert tune(read_run(folder), "kangaroo").method == "kangaroo"
+    assert tune(read_run(folder), "kangaroo").entry == "kangaroo"
     with pytest.raises(UsageError, match="no drafts of layer_skip"):
         tune(read_run(folder), "layer_skip")
-    with pytest.raises(UsageError, match=r"no method of .* has the options .*it has: vanilla$"):
+    with pytest.raises(UsageError, match=r"no entry of .* has the options .*it has: vanilla$"):
         tune(read_run(make_run(tmp_path / "plain", methods=["vanilla"])))
 
 
@@ -282,21 +282,22 @@ def test_a_run_is_asked_for_again_with_its_own_settings() -> None:
         model="org/model",
         questions="mine.jsonl",
         command="specbench run --questions 'my files/mine.jsonl' --method draft",
-        methods={"vanilla": MethodRecord(options={}), "draft": MethodRecord(options=options)},
+        entries={"vanilla": EntryRecord("vanilla", {}), "draft": EntryRecord("kangaroo", options)},
         settings=settings,
     )
     again = request_again(manifest, "draft", {"steps": 4, "threshold": 0.35})
     assert again == Request(
         model=ModelChoice(name="org/model", revision="abc", dtype="bfloat16", device="cuda"),
         questions=QuestionChoice(source="my files/mine.jsonl", tasks=("qa", "rag"), limit=3),
-        methods=("draft",),
-        options=("draft.steps=4", "draft.threshold=0.35", "draft.exit_layer=2"),
+        entries=(
+            Entry("draft", "kangaroo", {"steps": "4", "threshold": "0.35", "exit_layer": "2"}),
+        ),
         settings=Settings(max_new_tokens=64, seed=5),
     )
     assert command_line(again, Path("out")) == (
         "specbench run --model org/model --revision abc --dtype bfloat16 --device cuda "
         "--questions 'my files/mine.jsonl' --task qa --task rag --limit 3 --max-new-tokens 64 "
-        "--seed 5 --method draft --option draft.steps=4 --option draft.threshold=0.35 "
+        "--seed 5 --method draft=kangaroo --option draft.steps=4 --option draft.threshold=0.35 "
         "--option draft.exit_layer=2 --output out"
     )
 

@@ -34,11 +34,11 @@ _IDENTITY = f"mean accepted tokens = 1 + the sum of the marginal shares ({_ERROR
 _MEAN = f"mean: accepted tokens of a step, the bonus token included ({_ERRORS})"
 _BAR, _LINE = "exactly w", "at least w: CTAR(w)"
 _TICKS = 12  # at most
-_DODGE = 0.06  # positions between two methods' error bars
+_DODGE = 0.06  # positions between two entries' error bars
 
 
 def acceptance_by_position(summary: Summary) -> Figure | None:
-    """The share of steps that accept a draft up to each position; None if no method drafts."""
+    """The share of steps that accept a draft up to each position; None if no entry drafts."""
     names = _drafting(summary)
     if not names:
         return None
@@ -49,7 +49,7 @@ def acceptance_by_position(summary: Summary) -> Figure | None:
         shift = _DODGE * (place - (len(names) - 1) / 2)
         label = summary.label(name)
         for axes, which in zip(panels, _PANELS, strict=True):
-            found = _which(summary.methods[name].positions, which)
+            found = _which(summary.entries[name].positions, which)
             _draw(axes, found, shift=shift, look=known[name], label=label)
     for axes, heading in zip(panels, _PANELS.values(), strict=True):
         axes.set_title(heading, fontsize="medium")
@@ -57,14 +57,14 @@ def acceptance_by_position(summary: Summary) -> Figure | None:
         _dress(axes)
     panels[0].set_ylabel("share accepted")
     figure.suptitle(title(summary, names), fontsize="medium")
-    deepest = max(len(summary.methods[name].positions) for name in names)
+    deepest = max(len(summary.entries[name].positions) for name in names)
     panels[0].set_xticks(_places(1, deepest))
     legend_below(figure, note=_IDENTITY, entries=len(names) > 1)
     return figure
 
 
 def accepted_lengths(summary: Summary) -> Figure | None:
-    """How many tokens in a row a step accepts, a panel per method; None if no method drafts."""
+    """How many tokens in a row a step accepts, a panel per entry; None if no entry drafts."""
     names = _drafting(summary)
     if not names:
         return None
@@ -73,7 +73,7 @@ def accepted_lengths(summary: Summary) -> Figure | None:
     figure = page(1.2 + 2.3 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     known = looks(summary)
-    # The bars have their methods' colours, the legend's has none of them.
+    # The bars have their entries' colours, the legend's has none of them.
     panels[0, 0].add_patch(Rectangle((0, 0), 0, 0, facecolor="0.87", edgecolor=EDGE, label=_BAR))
     for axes in panels.flat[len(names) :]:
         axes.remove()
@@ -89,7 +89,7 @@ def accepted_lengths(summary: Summary) -> Figure | None:
 
 
 def _drafting(summary: Summary) -> list[str]:
-    return [name for name, method in summary.methods.items() if method.positions]
+    return [name for name, entry in summary.entries.items() if entry.positions]
 
 
 def _which(positions: Sequence[Position], name: str) -> list[bootstrap.Estimate]:
@@ -103,8 +103,8 @@ def _draw(
     curve(axes, np.arange(1, len(found) + 1) + shift, values, reach_of(found), look, label)
 
 
-def _lengths(axes: Axes, summary: Summary, method: str, look: Look) -> None:
-    table = length_table(summary, method)
+def _lengths(axes: Axes, summary: Summary, entry: str, look: Look) -> None:
+    table = length_table(summary, entry)
     axes.bar(
         table["length"],
         table["exactly"],
@@ -126,8 +126,8 @@ def _lengths(axes: Axes, summary: Summary, method: str, look: Look) -> None:
         label=_LINE,
     )
     axes.set_xticks(_places(0, len(table) - 1))
-    mean = summary.methods[method].tasks[OVERALL].estimates["mean_accepted_tokens"]
-    axes.set_title(f"{summary.label(method)}\nmean {mean.value:.2f}", fontsize="medium")
+    mean = summary.entries[entry].tasks[OVERALL].estimates["mean_accepted_tokens"]
+    axes.set_title(f"{summary.label(entry)}\nmean {mean.value:.2f}", fontsize="medium")
     _dress(axes)
 
 

@@ -35,7 +35,7 @@ _TREE_NOTE = (
 def calibration(
     summary: Summary, manifest: Manifest, parts: Mapping[str, PairedSteps]
 ) -> Figure | None:
-    """Confidence against acceptance, a column per method; None if no method logs confidences."""
+    """Confidence against acceptance, a column per entry; None if no entry logs confidences."""
     tables = {name: calibration_table(part) for name, part in parts.items()}
     tables = {name: table for name, table in tables.items() if len(table)}
     if not tables:
@@ -104,13 +104,13 @@ def _mark(upper: Axes, lower: Axes, threshold: float | None) -> None:
         axes.axvline(threshold, color="black", linestyle=":", linewidth=1.4, label="threshold η")
 
 
-def _threshold(manifest: Manifest, method: str) -> float | None:
-    found = manifest.methods[method].options.get(THRESHOLD)
+def _threshold(manifest: Manifest, entry: str) -> float | None:
+    found = manifest.entries[entry].options.get(THRESHOLD)
     return float(found) if isinstance(found, (int, float)) else None  # others' may be anything
 
 
-def _label(summary: Summary, method: str, part: PairedSteps) -> str:
-    return f"{summary.label(method)} (tree)" if part.has_branches else summary.label(method)
+def _label(summary: Summary, entry: str, part: PairedSteps) -> str:
+    return f"{summary.label(entry)} (tree)" if part.has_branches else summary.label(entry)
 
 
 def _facts(table: pd.DataFrame, threshold: float | None) -> str:

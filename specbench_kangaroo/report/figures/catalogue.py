@@ -47,7 +47,7 @@ def check_names(names: Iterable[str]) -> None:
 def figures_of(run: Run, summary: Summary, names: Iterable[str] | None = None) -> dict[str, Figure]:
     """Every figure that the run has data for, by name.
 
-    One that has nothing to show, such as ``calibration`` where no method logs confidences, is left
+    One that has nothing to show, such as ``calibration`` where no entry logs confidences, is left
     out.
 
     Args:

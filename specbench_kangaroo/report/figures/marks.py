@@ -84,7 +84,7 @@ def point(
 
 
 def curve(axes: Axes, x: ArrayLike, y: ArrayLike, lengths: Floats, look: Look, label: str) -> None:
-    """A method's points with vertical error bars, (2, N) ``lengths`` as of :func:`reach`."""
+    """An entry's points with vertical error bars, (2, N) ``lengths`` as of :func:`reach`."""
     axes.errorbar(
         x,
         y,

@@ -1,4 +1,4 @@
-"""The steps of each method on the prompts that both it and the baseline answered without an error.
+"""The steps of each entry on the prompts that both it and the baseline answered without an error.
 
 The same prompts as every report is on, found without a row of Python per step: a run may have
 millions of them.
@@ -21,7 +21,7 @@ from specbench_kangaroo.stats.bootstrap import Floats
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairedSteps:
-    """One method's answers to paired prompts; S steps, A answers, K questions.
+    """One entry's answers to paired prompts; S steps, A answers, K questions.
 
     Attributes:
         generations: the answers, A of the run's rows.
@@ -29,7 +29,7 @@ class PairedSteps:
         steps: all steps of the run.
         rows: (S,) which of them are of these answers.
         question: (S,) the number of each one's question.
-        questions: K, the same for all methods of a run.
+        questions: K, the same for all entries of a run.
     """
 
     generations: pd.DataFrame
@@ -47,7 +47,7 @@ class PairedSteps:
     @property
     def has_branches(self) -> bool:
         """Whether any draft was a tree and not a chain."""
-        return bool((self.column("rows") > self.column("drafted") + 1).any())
+        return bool((self.column("nodes") > self.column("drafted") + 1).any())
 
     def confidences(self) -> tuple[Floats, Ints]:
         """All confidences, step after step, and how many each step has: (T,) and (S,)."""
@@ -87,7 +87,7 @@ class _Prompts:
 
 
 def paired_steps(run: Run) -> dict[str, PairedSteps]:
-    """By method, the baseline first; a method that no prompt could be paired for is absent."""
+    """By entry, the baseline first; an entry that no prompt could be paired for is absent."""
     generations, steps = run.generations, run.steps
     usable = generations[generations["status"] == Status.OK.value]
     if usable.empty:
@@ -96,18 +96,18 @@ def paired_steps(run: Run) -> dict[str, PairedSteps]:
     answer_question, step_question = prompts.question(usable), prompts.question(steps)
     answer_prompt = prompts.prompt(usable, answer_question)
     step_prompt = prompts.prompt(steps, step_question)
-    numbers, names = pd.factorize(steps["method"])
-    of_baseline = (usable["method"] == run.manifest.baseline).to_numpy()
+    numbers, names = pd.factorize(steps["entry"])
+    of_baseline = (usable["entry"] == run.manifest.baseline).to_numpy()
     by_baseline = _marked(answer_prompt[of_baseline], prompts.count)
     found = {}
-    for method in run.manifest.method_names:
-        ours = (usable["method"] == method).to_numpy() & by_baseline[answer_prompt]
+    for entry in run.manifest.labels:
+        ours = (usable["entry"] == entry).to_numpy() & by_baseline[answer_prompt]
         if not ours.any():
             continue
-        number = names.get_loc(method) if method in names else -1
+        number = names.get_loc(entry) if entry in names else -1
         paired = _marked(answer_prompt[ours], prompts.count)
         rows = np.flatnonzero((numbers == number) & paired[step_prompt])
-        found[method] = PairedSteps(
+        found[entry] = PairedSteps(
             generations=usable[ours],
             answer_question=answer_question[ours],
             steps=steps,

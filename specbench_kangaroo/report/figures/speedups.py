@@ -31,14 +31,14 @@ _REALISED, _IDEAL, _SHARE = "speedup", "speedup_ideal", "realised_over_ideal"
 
 
 def speedup_by_task(summary: Summary) -> Figure | None:
-    """Speedup over the baseline: a group of bars per task, a bar per method, with intervals.
+    """Speedup over the baseline: a group of bars per task, a bar per entry, with intervals.
 
-    None if no method was set against the baseline.
+    None if no entry was set against the baseline.
     """
-    names = [name for name in summary.methods if _REALISED in _overall(summary, name)]
+    names = [name for name in summary.entries if _REALISED in _overall(summary, name)]
     if not names:
         return None
-    tasks = list(dict.fromkeys(task for name in names for task in summary.methods[name].tasks))
+    tasks = list(dict.fromkeys(task for name in names for task in summary.entries[name].tasks))
     pitch = len(names) + _GROUP_GAP
     figure = page(1.6 + _BAR_INCHES * pitch * len(tasks))
     axes = figure.add_subplot()
@@ -60,12 +60,12 @@ def speedup_by_task(summary: Summary) -> Figure | None:
 
 
 def realised_over_ideal(summary: Summary) -> Figure | None:
-    """Overall speedup of each method beside the one if verification cost what one token does.
+    """Overall speedup of each entry beside the one if verification cost what one token does.
 
-    None if no method drafts.
+    None if no entry drafts.
     """
     wanted = {_REALISED, _IDEAL, _SHARE}
-    names = [name for name in summary.methods if wanted <= _overall(summary, name).keys()]
+    names = [name for name in summary.entries if wanted <= _overall(summary, name).keys()]
     if not names:
         return None
     figure = page(2.0 + _ROW_INCHES * len(names))
@@ -80,31 +80,31 @@ def realised_over_ideal(summary: Summary) -> Figure | None:
     axes.use_sticky_edges = False
     axes.margins(x=0.12)
     _dress(axes, summary)
-    axes.set_title(title(summary, []), fontsize="medium")  # the axis names the methods
+    axes.set_title(title(summary, []), fontsize="medium")  # the axis names the entries
     legend_below(figure, note=_IDEAL_NOTE)
     return figure
 
 
-def _overall(summary: Summary, method: str) -> Mapping[str, bootstrap.Estimate]:
-    tasks = summary.methods[method].tasks
+def _overall(summary: Summary, entry: str) -> Mapping[str, bootstrap.Estimate]:
+    tasks = summary.entries[entry].tasks
     return tasks[OVERALL].estimates if OVERALL in tasks else {}
 
 
 def _bars(
     axes: Axes,
     summary: Summary,
-    method: str,
+    entry: str,
     *,
     tasks: Sequence[str],
     centres: Sequence[float],
     look: Look,
 ) -> None:
-    found = summary.methods[method].tasks
+    found = summary.entries[entry].tasks
     for task, centre in zip(tasks, centres, strict=True):
         speedup = found[task].estimates.get(_REALISED) if task in found else None
         if speedup is None:
             continue
-        _bar(axes, speedup, centre, label=summary.label(method), look=look)
+        _bar(axes, speedup, centre, label=summary.label(entry), look=look)
 
 
 def _bar(axes: Axes, speedup: bootstrap.Estimate, centre: float, *, label: str, look: Look) -> None:
@@ -140,7 +140,7 @@ def _end(figure: bootstrap.Estimate) -> float:
 
 
 def _labels(summary: Summary, tasks: Sequence[str]) -> list[str]:
-    baseline = summary.methods[summary.baseline].tasks
+    baseline = summary.entries[summary.baseline].tasks
     return [f"{task.replace('_', ' ')} (n = {baseline[task].n})" for task in tasks]
 
 

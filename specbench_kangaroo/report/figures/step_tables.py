@@ -22,13 +22,13 @@ CONTEXT_BINS = 8  # with equally many of the baseline's steps
 
 
 def step_times(parts: Mapping[str, PairedSteps]) -> pd.DataFrame:
-    """Milliseconds of a decode step by method and phase, the whole step as phase ``total``.
+    """Milliseconds of a decode step by entry and phase, the whole step as phase ``total``.
 
-    Columns ``method, phase, ms_per_step, low, high, steps, questions``.  ``other`` is decode time
+    Columns ``entry, phase, ms_per_step, low, high, steps, questions``.  ``other`` is decode time
     outside the three phases: the loop itself.
     """
-    tables = [_phases(part).assign(method=method) for method, part in parts.items()]
-    columns = ["method", "phase", "ms_per_step", "low", "high", "steps", "questions"]
+    tables = [_phases(part).assign(entry=entry) for entry, part in parts.items()]
+    columns = ["entry", "phase", "ms_per_step", "low", "high", "steps", "questions"]
     return _stacked(tables, columns)
 
 
@@ -45,13 +45,13 @@ def _phases(part: PairedSteps) -> pd.DataFrame:
     return table.assign(phase=[*PHASES, TOTAL], steps=len(part.rows))
 
 
-def accepted_lengths(summary: Summary, method: str) -> pd.DataFrame:
-    """The distribution of accepted lengths, from 0 to the method's deepest draft.
+def accepted_lengths(summary: Summary, entry: str) -> pd.DataFrame:
+    """The distribution of accepted lengths, from 0 to the entry's deepest draft.
 
     Columns ``length, exactly, at_least, low, high``: shares of the decode steps.  ``at_least`` is
     CTAR(length), the marginal acceptance at that position; the interval is its own.
     """
-    positions = summary.methods[method].positions
+    positions = summary.entries[entry].positions
     at_least = np.array([1.0, *(item.marginal.value for item in positions)])
     bounds = [(1.0, 1.0), *((item.marginal.low, item.marginal.high) for item in positions)]
     table = pd.DataFrame(bounds, columns=["low", "high"], dtype=np.float64)
@@ -62,7 +62,7 @@ def accepted_lengths(summary: Summary, method: str) -> pd.DataFrame:
 
 
 def calibration(part: PairedSteps) -> pd.DataFrame:
-    """The draft's confidence against acceptance, for a method that logs confidences.
+    """The draft's confidence against acceptance, for an entry that logs confidences.
 
     ``confidence[i]`` of a step is the draft's top-1 probability at depth i + 1.  That depth was
     judged if all depths before it were accepted, and accepted if ``accepted > i``: a token behind
@@ -103,16 +103,16 @@ def _binned_confidence(
 def by_context(parts: Mapping[str, PairedSteps], baseline: str) -> pd.DataFrame:
     """Time and acceptance by context length, in bins of equally many of the baseline's steps.
 
-    Columns ``method, context_length`` (mean of the bin's steps), ``ms_per_token, ms_low, ms_high``
+    Columns ``entry, context_length`` (mean of the bin's steps), ``ms_per_token, ms_low, ms_high``
     (draft, verify and accept milliseconds per emitted token), ``mean_accepted_tokens,
-    accepted_low, accepted_high`` (NaN for a method that drafts nothing), ``steps, questions``.
+    accepted_low, accepted_high`` (NaN for an entry that drafts nothing), ``steps, questions``.
     """
     if baseline not in parts or not len(parts[baseline].rows):
         return pd.DataFrame()
     contexts = parts[baseline].column("context_length")
     edges = np.unique(np.quantile(contexts, np.linspace(0.0, 1.0, CONTEXT_BINS + 1)))[1:-1]
-    tables = [_contexts(part, edges).assign(method=name) for name, part in parts.items()]
-    columns = ["method", "context_length", "ms_per_token", "ms_low", "ms_high"]
+    tables = [_contexts(part, edges).assign(entry=name) for name, part in parts.items()]
+    columns = ["entry", "context_length", "ms_per_token", "ms_low", "ms_high"]
     columns += ["mean_accepted_tokens", "accepted_low", "accepted_high", "steps", "questions"]
     return _stacked(tables, columns)
 

@@ -1,4 +1,4 @@
-"""How every figure looks: the page, colours, hatches and markers of methods, legends, files."""
+"""How every figure looks: the page, colours, hatches and markers of entries, legends, files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 8.0  # inches
 EDGE = "0.3"  # of bars, hatches and markers
 
 # Okabe and Ito's colours, safe for the colour-blind; yellow, the faintest as a line, comes last.
-# Hatches, markers and dashes tell methods apart in greyscale.
+# Hatches, markers and dashes tell entries apart in greyscale.
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
 _HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -36,7 +36,7 @@ _PANEL_AXIS = 0.45  # what lies between two panels
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How one method is drawn, in every figure of a run."""
+    """How one entry is drawn, in every figure of a run."""
 
     colour: str
     hatch: str
@@ -48,12 +48,13 @@ BASELINE = Look("black", "", "*", "--")  # dashed, as the line that it is at a s
 
 
 def looks(summary: Summary) -> dict[str, Look]:
-    """The look of every method, the baseline's too."""
-    others = [name for name in summary.methods if name != summary.baseline]
+    """The look of every entry, by its place in the run; the baseline's is always the same."""
+    others = [name for name in summary.entries if name != summary.baseline]
     found = {summary.baseline: BASELINE}
     for place, name in enumerate(others):
         at = place % len(COLOURS)
-        found[name] = Look(COLOURS[at], _HATCHES[at], MARKERS[at], "-")
+        other = (at + place // len(COLOURS)) % len(_HATCHES)  # no two of 49 entries look alike
+        found[name] = Look(COLOURS[at], _HATCHES[other], MARKERS[other], "-")
     return found
 
 
@@ -65,7 +66,7 @@ def page(height: float) -> Figure:
 
 
 def title(summary: Summary, names: Sequence[str]) -> str:
-    """What was run; one method alone is named here, several are in the legend."""
+    """What was run; one entry alone is named here, several are in the legend."""
     subject = f"{summary.label(names[0])}: " if len(names) == 1 else ""
     return f"{subject}{summary.model}, {summary.questions}"
 

@@ -56,12 +56,12 @@ _CONTEXT_NOTE = (
 
 
 def step_time(summary: Summary, parts: Mapping[str, PairedSteps]) -> Figure | None:
-    """A bar per method, stacked by phase, beside the time of a token; None without any step."""
+    """A bar per entry, stacked by phase, beside the time of a token; None without any step."""
     table = step_times(parts)
     if table.empty:
         return None
-    phases = table.pivot(index="method", columns="phase", values="ms_per_step")
-    totals = table[table["phase"] == TOTAL].set_index("method")
+    phases = table.pivot(index="entry", columns="phase", values="ms_per_step")
+    totals = table[table["phase"] == TOTAL].set_index("entry")
     names = list(totals.index)
     figure = page(1.7 + _ROW_INCHES * len(names))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
@@ -88,7 +88,7 @@ def context_length(summary: Summary, parts: Mapping[str, PairedSteps]) -> Figure
     figure = page(4.4)
     panels = figure.subplots(1, 1 + drafting, sharex=True, squeeze=False)[0]
     known = looks(summary)
-    for name, part in table.groupby("method", sort=False):
+    for name, part in table.groupby("entry", sort=False):
         label = summary.label(str(name))
         for axes, (value, low, high) in zip(panels, _AGAINST_CONTEXT, strict=False):
             if part[value].notna().any():
@@ -136,11 +136,11 @@ def _whole(axes: Axes, total: pd.Series, row: int) -> None:
     note(axes, f"{value:.1f}", float(np.nanmax([value, total["high"]])), row)
 
 
-def _token(axes: Axes, summary: Summary, method: str, row: int, look: Look) -> None:
-    found = summary.methods[method].tasks[OVERALL].estimates.get("tpot_ms")
+def _token(axes: Axes, summary: Summary, entry: str, row: int, look: Look) -> None:
+    found = summary.entries[entry].tasks[OVERALL].estimates.get("tpot_ms")
     if found is None:
         return
-    if method == summary.baseline:
+    if entry == summary.baseline:
         axes.axvline(found.value, color="black", linestyle="--", linewidth=1.0)
     error_bar(axes, found.value, row, reach_of([found]))
     point(axes, found.value, row, face=look.colour, marker=look.marker)
