@@ -1,6 +1,7 @@
 """What every registered method must pass; no method is named here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -17,7 +18,7 @@ from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.run.registry import method_class
 
 from .bench import drafting_methods
-from .models import CONTEXT, FAMILIES, VOCABULARY, target
+from .models import CONTEXT, FAMILIES, VOCABULARY, random_model, target
 
 NO_EOS: frozenset[int] = frozenset()
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)
@@ -121,6 +122,35 @@ def test_texts_side_by_side_are_those_of_one_after_the_other(
 ) -> None:
     for method in methods:
         assert_texts_do_not_mix(target(family), method, sampling)
+
+
+def weights_of(model: Target) -> int:
+    """Numbers in all tensors that are reached from what the target's methods share."""
+    tensors: dict[int, torch.Tensor] = {}
+    seen: set[int] = {id(model)}
+    todo: list[Any] = list(model._shared.values())
+    while todo:
+        item = todo.pop()
+        if isinstance(item, torch.Tensor):
+            tensors[id(item)] = item
+        elif id(item) not in seen:
+            seen.add(id(item))
+            todo += item.values() if isinstance(item, Mapping) else ()
+            todo += item if isinstance(item, list | tuple) else ()
+            fields = [*vars(type(item)).get("__slots__", ()), *getattr(item, "__dict__", ())]
+            todo += [getattr(item, field) for field in fields if field[:2] != "__"]
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("name", drafting_methods())
+def test_entries_of_one_method_hold_its_weights_once(name: str, tmp_path: Path) -> None:
+    kind, model = method_class(name), Target(random_model(FAMILIES[0]))
+    for options in kind.example_options(model, tmp_path):
+        kind.load(model, options)
+        before = weights_of(model)
+        again = kind.load(model, replace(options))
+        assert weights_of(model) == before, "another entry with the same weights took memory"
+        assert not again.weights or before > 0, "the weights are not shared at all"
 
 
 class Watched:

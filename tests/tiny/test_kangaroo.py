@@ -1,5 +1,7 @@
 """Kangaroo's own state: a wrong adapter cache changes no output, only how good drafts are."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from specbench_kangaroo.engine.decode import Limits, decode
 from specbench_kangaroo.engine.method import Drafter, Session, Verified
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_methods.kangaroo import Kangaroo
+from specbench_methods.kangaroo.adapter import write_untrained
 from specbench_methods.kangaroo.draft import AdapterText
 from specbench_methods.kangaroo.drafter import KangarooDrafter
 
@@ -65,3 +68,20 @@ def test_after_every_round_the_adapters_cache_is_that_of_the_text(
         limits = Limits(max_new_tokens=30, eos=frozenset())
         decode(model, method, PROMPT, limits=limits, clock=WallClock())
         assert method.rounds > 0
+
+
+def test_entries_with_other_options_share_the_adapter(tmp_path: Path) -> None:
+    model = target(FAMILIES[0])
+    first, *_ = Kangaroo.example_options(model, tmp_path)
+    one, two = (Kangaroo.load(model, replace(first, steps=steps)) for steps in (1, 4))
+    assert (one._runner, one._drafted) == (two._runner, two._drafted)
+    assert (one.max_rows, two.max_rows) == (2, 5)
+    whole = Kangaroo.load(model, replace(first, full_vocabulary=True))
+    assert whole._runner is one._runner
+    assert whole._drafted is not one._drafted, "it drafts over other rows of the head"
+    (tmp_path / "other").mkdir()
+    path = str(tmp_path / "other" / "kangaroo.safetensors")
+    write_untrained(model.config, Path(path), exit_layer=2, vocabulary_size=4)
+    assert Kangaroo.load(model, replace(first, adapter=path))._runner is not one._runner
+    shutil.copy(path, str(first.adapter))
+    assert Kangaroo.load(model, first)._runner is not one._runner, "the file is another one by now"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,14 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.kangaroo.adapter import (
     KIND,
     Adapter,
-    AdapterInfo,
     AdapterShape,
-    LoadedAdapter,
-    save_adapter,
+    exit_layer_of,
     write_untrained,
 )
 from specbench_methods.kangaroo.adapter import load_adapter as load_source
 from specbench_methods.kangaroo.draft import AdapterRunner, AdapterText, Growth
 from specbench_methods.shared.weight_sources import locate
+from specbench_methods.shared.weights import LoadedWeights, WeightInfo, save_weights
 
 from .models import FAMILIES, target
 
@@ -39,8 +39,8 @@ KEYS = {
 }
 
 
-def load_adapter(path: Path, shape: AdapterShape, *, exit_layer: int | None) -> LoadedAdapter:
-    return load_source(locate(str(path), KIND), shape, exit_layer=exit_layer)
+def load_adapter(path: Path, shape: AdapterShape) -> LoadedWeights:
+    return load_source(locate(str(path), KIND), shape)
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,19 @@ def published(tmp_path: Path) -> Path:
 
 
 def test_a_published_folder_loads_with_its_own_rope_base(published: Path) -> None:
-    loaded = load_adapter(published, SHAPE, exit_layer=2)
-    assert loaded.info == AdapterInfo(exit_layer=2, rope_base=10_000.0), (
+    loaded = load_adapter(published, SHAPE)
+    assert loaded.info == WeightInfo(rope_base=10_000.0), (
         "published adapters were trained with base 10000, whatever the target's own is"
     )
-    for key, tensor in loaded.adapter.state_dict().items():
+    assert exit_layer_of(loaded, 2) == 2
+    for key, tensor in loaded.tensors.items():
         assert torch.equal(tensor, published_tensors()[key]), f"{key} was loaded into another place"
 
 
 def test_a_published_file_does_not_say_its_exit_layer(published: Path) -> None:
+    loaded = load_adapter(published / "pytorch_model.bin", SHAPE)
     with pytest.raises(UsageError, match=r"kangaroo\.exit_layer=N"):
-        load_adapter(published / "pytorch_model.bin", SHAPE, exit_layer=None)
+        exit_layer_of(loaded, None)
 
 
 def test_strict_loading_names_the_tensor(published: Path) -> None:
@@ -96,7 +98,7 @@ def test_strict_loading_names_the_tensor(published: Path) -> None:
     for message, tensors in broken.items():
         torch.save(tensors, published / "pytorch_model.bin")
         with pytest.raises(UsageError, match=message):
-            load_adapter(published, SHAPE, exit_layer=2)
+            load_adapter(published, SHAPE)
 
 
 class Malicious:
@@ -113,38 +115,49 @@ def test_a_pickle_with_code_is_refused(published: Path, tmp_path: Path) -> None:
     trace = tmp_path / "code-was-run"
     torch.save({"norm.weight": Malicious(trace)}, published / "pytorch_model.bin")
     with pytest.raises(Exception, match=r"(?i)weights"):
-        load_adapter(published, SHAPE, exit_layer=2)
+        load_adapter(published, SHAPE)
     assert not trace.exists(), "a downloaded checkpoint ran code on the user's machine"
 
 
 def test_metadata_and_weights_survive_a_round_trip(tmp_path: Path) -> None:
     adapter = Adapter(SHAPE)
-    info = AdapterInfo(3, 5e5, "vicuna", "ab" * 32, (1, 5, 7), {"settings": {"seed": 1}})
-    save_adapter(tmp_path / "a.safetensors", adapter, info)
-    loaded = load_adapter(tmp_path / "a.safetensors", SHAPE, exit_layer=None)
-    assert loaded.info == info
+    info = WeightInfo(
+        exit_layer=3,
+        rope_base=5e5,
+        target="vicuna",
+        target_sha256="ab" * 32,
+        draft_vocabulary=(1, 5, 7),
+        record={"settings": {"seed": 1}},
+        drafting={"steps": 4},
+        paths=(((0,), 0.5), ((0, 1), 0.25)),
+    )
+    save_weights(tmp_path / "a.safetensors", adapter, info, KIND)
+    loaded = load_adapter(tmp_path / "a.safetensors", SHAPE)
+    assert (loaded.info, exit_layer_of(loaded, None)) == (info, 3)
+    with pytest.raises(UsageError, match="was trained for exit layer 3, not 2"):
+        exit_layer_of(loaded, 2)
     for key, tensor in adapter.state_dict().items():
-        assert torch.equal(tensor, loaded.adapter.state_dict()[key]), f"{key} changed on disk"
+        assert torch.equal(tensor, loaded.tensors[key]), f"{key} changed on disk"
 
 
 def test_a_safetensors_file_without_a_note_is_a_published_one(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(published_tensors(), path)
-    loaded = load_adapter(tmp_path, SHAPE, exit_layer=2)
-    assert loaded.info == AdapterInfo(exit_layer=2, rope_base=10_000.0)
+    loaded = load_adapter(tmp_path, SHAPE)
+    assert (loaded.info, loaded.published) == (WeightInfo(rope_base=10_000.0), True)
     with pytest.raises(UsageError, match="no Kangaroo adapter at"):
-        load_adapter(tmp_path / "nowhere.safetensors", SHAPE, exit_layer=2)
+        load_adapter(tmp_path / "nowhere.safetensors", SHAPE)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
-def whole_at_once(loaded: LoadedAdapter, states: Tensor, rotary: object) -> Tensor:
+def whole_at_once(adapter: Adapter, states: Tensor, rotary: object) -> Tensor:
     """The adapter as it is trained: all positions (P, H) in one pass."""
     positions = torch.arange(len(states))[None]
     cos, sin = rotary(states[None], positions)  # type: ignore[operator]
-    output: Tensor = loaded.adapter(states[None], cos[:, None], sin[:, None], causal)[0]
+    output: Tensor = adapter(states[None], cos[:, None], sin[:, None], causal)[0]
     return output
 
 
@@ -164,11 +177,13 @@ def test_decoding_with_a_cache_is_the_trained_adapter(
         model.config, tmp_path / "a.safetensors", exit_layer=1, vocabulary_size=4
     )
     shape = AdapterShape.of(model.config)
-    adapter = load_adapter(Path(path), shape, exit_layer=None).adapter.double()
-    loaded = LoadedAdapter(adapter, AdapterInfo(exit_layer=1, rope_base=base), sha256="")
+    loaded = load_adapter(Path(path), shape)
+    loaded = replace(loaded, info=replace(loaded.info, rope_base=base))
+    adapter = Adapter(shape)
+    adapter.load_state_dict(dict(loaded.tensors))
     states = torch.randn(24, model.hidden_size, dtype=torch.float64)
     rotary = model.model.model.rotary_emb if base is None else PlainRotary(base, shape.head_dim)
-    expected = whole_at_once(loaded, states, rotary)
+    expected = whole_at_once(adapter.double(), states, rotary)
 
     text = AdapterText(AdapterRunner(model, loaded), states[:9], capacity=32)
     position = 9

@@ -22,13 +22,13 @@ from specbench_methods.medusa.heads import (
     KIND,
     Heads,
     HeadsShape,
-    LoadedHeads,
     count_parameters,
 )
 from specbench_methods.medusa.heads import load_heads as load_source
 from specbench_methods.medusa.training import HEADS, MedusaTrainee
 from specbench_methods.medusa.trees import PUBLISHED, write_untrained
 from specbench_methods.shared.weight_sources import locate
+from specbench_methods.shared.weights import LoadedWeights
 
 from .models import VOCABULARY, random_model, target
 
@@ -41,7 +41,7 @@ def heads(tmp_path: Path) -> str:
     return write_untrained(target(FAMILY).config, tmp_path / "heads.safetensors", own=False)
 
 
-def load_heads(path: Path, config: Any) -> LoadedHeads:
+def load_heads(path: Path, config: Any) -> LoadedWeights:
     return load_source(locate(str(path), KIND), config)
 
 
@@ -72,8 +72,9 @@ def test_published_files_are_read_as_they_are(tmp_path: Path, own: bool) -> None
     torch.save(whole | {"model.norm.weight": torch.ones(2)}, tmp_path / "whole.bin")
     for path in (tmp_path, tmp_path / "whole.bin"):
         loaded = load_heads(path, config)
-        assert (loaded.heads.shape.heads, loaded.heads.shape.own) == (2, own)
-        for key, tensor in loaded.heads.state_dict().items():
+        shape = HeadsShape.in_file(loaded, config)
+        assert (shape.heads, shape.own, len(loaded.tensors)) == (2, own, len(ours))
+        for key, tensor in loaded.tensors.items():
             assert torch.equal(tensor, ours[key]), f"{path}: {key} is not what was saved"
 
 
@@ -132,10 +133,11 @@ def test_a_step_drafts_what_each_head_ranks_first(heads: str) -> None:
     prefill = model.prefill(torch.tensor(PROMPT), cache)
     session = Session(cache, method.max_rows, None, frozenset())
     draft = method.start(session, torch.tensor(PROMPT), prefill).propose(3, budget=10)
-    weights = load_heads(Path(heads), model.config).heads.double()
+    weights = load_heads(Path(heads), model.config).tensors
     for row, path in enumerate(method.tree.paths, start=1):
-        block = weights[len(path) - 1][0]
-        state = prefill.normed + torch.nn.functional.silu(block.linear(prefill.normed))
+        weight, bias = (weights[f"{len(path) - 1}.0.linear.{kind}"] for kind in ("weight", "bias"))
+        product = torch.nn.functional.linear(prefill.normed, weight.double(), bias.double())
+        state = prefill.normed + torch.nn.functional.silu(product)
         ranked = (state @ model.lm_head.T)[0].argsort(descending=True)
         assert int(draft.tree.tokens[row]) == int(ranked[path[-1]]), f"the node {path} is wrong"
         assert draft.tree.parents[row] == ([(), *method.tree.paths].index(path[:-1]))
@@ -200,3 +202,13 @@ def test_training_writes_heads_that_load_with_their_likeliest_paths(tmp_path: Pa
     assert shares[(0,)] == pytest.approx(float(right)), "a path's share is how often it was right"
     with pytest.raises(UsageError, match="leave --exit-layer out"):
         MedusaTrainee.of(model, 3)
+
+
+def test_entries_with_other_trees_share_the_heads(tmp_path: Path) -> None:
+    model = target(FAMILY)
+    heads = write_untrained(model.config, tmp_path / "own.safetensors", own=True)
+    deep = Medusa.load(model, MedusaOptions(heads=heads, tree="chain"))
+    (tmp_path / "tree.json").write_text(json.dumps([[0], [1], [1, 0]]))
+    flat = Medusa.load(model, MedusaOptions(heads=heads, tree=str(tmp_path / "tree.json")))
+    assert flat._heads._own == deep._heads._own[:2], "an output matrix is there twice"
+    assert answer(flat).output_ids == answer(deep).output_ids

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.shared.weight_files import check_sizes, check_tensors, read_weights
 from specbench_methods.shared.weight_sources import WeightKind, WeightSource
+from specbench_methods.shared.weights import (
+    LoadedWeights,
+    WeightInfo,
+    check_sizes,
+    check_tensors,
+    read_weights,
+    save_weights,
+)
 
 PUBLISHED_ROPE_BASE = 10_000.0  # fixed in the authors' code, whatever the target's own base
 PUBLISHED_EXIT_LAYERS = {67_117_056: 2, 104_867_840: 3}  # of Vicuna 7B and 13B, by parameters
@@ -51,19 +56,6 @@ class AdapterShape:
             head_dim=head_dim or config.hidden_size // config.num_attention_heads,
             rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """What a checkpoint says of itself beside its tensors."""
-
-    exit_layer: int
-    rope_base: float | None = None  # None: the target's own RoPE
-    target: str = ""
-    target_sha256: str = ""
-    draft_vocabulary: tuple[int, ...] | None = None  # LM-head rows that drafting uses; None: all
-    record: Mapping[str, Any] = field(default_factory=dict)  # how it was trained
-    drafting: Mapping[str, Any] = field(default_factory=dict)  # options that were fastest with it
 
 
 class _Norm(nn.Module):
@@ -140,12 +132,6 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return states * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-def save_adapter(path: Path, adapter: Adapter, info: AdapterInfo) -> None:
-    """Write a safetensors file in the published key layout; ``info`` goes into its metadata."""
-    tensors = {key: tensor.contiguous() for key, tensor in adapter.state_dict().items()}
-    save_file(tensors, path, metadata={"kangaroo": json.dumps(asdict(info))})
-
-
 def write_untrained(config: Any, path: Path, *, exit_layer: int, vocabulary_size: int) -> str:
     """Write an adapter that changes its states a little, and drafts over the first tokens.
 
@@ -156,60 +142,48 @@ def write_untrained(config: Any, path: Path, *, exit_layer: int, vocabulary_size
     for tensor in adapter.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1 + (tensor.dim() == 1))
     vocabulary = tuple(range(vocabulary_size))
-    save_adapter(path, adapter, AdapterInfo(exit_layer, draft_vocabulary=vocabulary))
+    info = WeightInfo(exit_layer=exit_layer, draft_vocabulary=vocabulary)
+    save_weights(path, adapter, info, KIND)
     return str(path)
 
 
-def load_adapter(
-    source: WeightSource, shape: AdapterShape, *, exit_layer: int | None
-) -> LoadedAdapter:
+def load_adapter(source: WeightSource, shape: AdapterShape) -> LoadedWeights:
     """Read a checkpoint strictly: our own file, or one in the authors' layout.
 
-    A published checkpoint says neither its exit layer nor its RoPE base.  The first is known for
-    the authors' two adapters by their size and must be given for others; the second is the 10,000
-    that the authors' code fixes.
+    Raises:
+        UsageError: a file that is not whole, another target's adapter, or a tensor that is missing,
+            extra or misshapen.
+    """
+    loaded = read_weights(source, KIND)
+    with torch.device("meta"):
+        wanted = Adapter(shape).state_dict()
+    if (norm := loaded.tensors.get("norm.weight")) is not None:
+        check_sizes(loaded.path, {"hidden size": (len(norm), shape.hidden_size)})
+    check_tensors(loaded.path, loaded.tensors, wanted, owner="a Kangaroo adapter")
+    if not loaded.published:
+        return loaded
+    return replace(loaded, info=replace(loaded.info, rope_base=PUBLISHED_ROPE_BASE))
+
+
+def exit_layer_of(loaded: LoadedWeights, given: int | None) -> int:
+    """The exit layer that an adapter is for.
+
+    A published checkpoint does not say it.  It is known for the authors' two adapters by their size
+    and must be given for others.
 
     Raises:
-        UsageError: a file that is not whole, no exit layer, another target's adapter, or a tensor
-            that is missing, extra or misshapen.
+        UsageError: it is not known, or it is not ``given``.
     """
-    path = source.path
-    tensors, note = read_weights(source, KIND)
-    with torch.device("meta"):
-        adapter = Adapter(shape)
-    if "norm.weight" in tensors:
-        hidden_size = len(tensors["norm.weight"])
-        check_sizes(path, {"hidden size": (hidden_size, shape.hidden_size)})
-    check_tensors(path, tensors, adapter.state_dict(), owner="a Kangaroo adapter")
-    parameters = sum(tensor.numel() for tensor in tensors.values())
-    known = exit_layer or PUBLISHED_EXIT_LAYERS.get(parameters)
-    info = _published(path, known) if note is None else _info(note)
-    if exit_layer not in (None, info.exit_layer):
+    if loaded.published:
+        known = given or PUBLISHED_EXIT_LAYERS.get(loaded.record["parameters"])
+        if known is None:
+            raise UsageError(
+                f"{loaded.path} does not say its exit layer; add kangaroo.exit_layer=N"
+            )
+        return known
+    if given not in (None, loaded.info.exit_layer):
         raise UsageError(
-            f"{path} was trained for exit layer {info.exit_layer}, not {exit_layer}: leave "
-            "kangaroo.exit_layer out"
+            f"{loaded.path} was trained for exit layer {loaded.info.exit_layer}, not {given}: "
+            "leave kangaroo.exit_layer out"
         )
-    adapter.load_state_dict(tensors, assign=True)
-    record = {**source.origin, "parameters": parameters}
-    return LoadedAdapter(adapter.eval(), info, source.sha256(), record if note is None else {})
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedAdapter:
-    """An adapter with what its file says of it."""
-
-    adapter: Adapter
-    info: AdapterInfo
-    sha256: str  # of the file
-    found: Mapping[str, Any] = field(default_factory=dict)  # where a published one was found
-
-
-def _info(fields: dict[str, Any]) -> AdapterInfo:
-    vocabulary = fields.pop("draft_vocabulary", None)
-    return AdapterInfo(**fields, draft_vocabulary=None if vocabulary is None else tuple(vocabulary))
-
-
-def _published(path: Path, exit_layer: int | None) -> AdapterInfo:
-    if exit_layer is None:
-        raise UsageError(f"{path} does not say its exit layer; add kangaroo.exit_layer=N")
-    return AdapterInfo(exit_layer=exit_layer, rope_base=PUBLISHED_ROPE_BASE)
+    return loaded.info.exit_layer

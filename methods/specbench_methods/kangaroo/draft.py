@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from specbench_kangaroo.engine.rope import PlainRotary, Rope, rotate
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.kangaroo.adapter import LoadedAdapter
+from specbench_methods.kangaroo.adapter import AdapterShape
+from specbench_methods.shared.weights import LoadedWeights
 
 
 @dataclass(slots=True)
@@ -62,17 +63,17 @@ class AdapterRunner:
     LM head, as the one member of a tuple: a :data:`Body`.
     """
 
-    def __init__(self, target: Target, loaded: LoadedAdapter) -> None:
+    def __init__(self, target: Target, loaded: LoadedWeights) -> None:
+        self.about = replace(loaded, tensors={})
         weights = {
-            key: tensor.to(target.device, target.dtype)
-            for key, tensor in loaded.adapter.state_dict().items()
+            key: tensor.to(target.device, target.dtype) for key, tensor in loaded.tensors.items()
         }
         attention = "layers.0.self_attn.{}_proj.weight"
         self._qkv = Linear(torch.cat([weights[attention.format(name)] for name in "qkv"]))
         self._output = Linear(weights[attention.format("o")])
         self._norm_in = weights["layers.0.input_layernorm.weight"]
         self._norm_out = weights["norm.weight"]
-        self._shape = loaded.adapter.shape
+        self._shape = AdapterShape.of(target.config)
         self.target = target
         base = loaded.info.rope_base
         self.rope = target.rope if base is None else _plain_rope(target, base, self._shape.head_dim)

@@ -23,7 +23,7 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.kangaroo.adapter import (
     KIND,
     AdapterShape,
-    LoadedAdapter,
+    exit_layer_of,
     load_adapter,
     write_untrained,
 )
@@ -65,26 +65,25 @@ class Kangaroo(PlainMethod):
     Options: ClassVar[type[MethodOptions]] = KangarooOptions
 
     def __init__(
-        self, target: Target, options: KangarooOptions, loaded: LoadedAdapter, runner: AdapterRunner
+        self, target: Target, options: KangarooOptions, exit_layer: int, runner: AdapterRunner
     ) -> None:
-        super().__init__(_filled_in(options, loaded))
+        info = runner.about.info
+        chosen = {**PAPER, **info.drafting, "exit_layer": exit_layer}
+        missing = {name: value for name, value in chosen.items() if getattr(options, name) is None}
+        super().__init__(options := replace(options, **missing))
         self._plan = DraftPlan(
-            exit_layer=loaded.info.exit_layer,
-            steps=int(self.options.steps),
-            width=int(self.options.tree_width),
-            threshold=float(self.options.threshold),
+            exit_layer=exit_layer,
+            steps=int(options.steps or 0),
+            width=int(options.tree_width or 0),
+            threshold=float(options.threshold or 0),
         )
-        self.needs = Needs(layers=(self._plan.exit_layer,))
+        self.needs = Needs(layers=(exit_layer,))
         self.max_rows = 1 + self._plan.steps * self._plan.width
-        ids = None if options.full_vocabulary else loaded.info.draft_vocabulary
+        self.weights: Mapping[str, Any] = runner.about.record
         self._target, self._runner = target, runner
+        ids = None if options.full_vocabulary else info.draft_vocabulary
         self._drafted = DraftedTokens.of(target, ids)
         self._head = self._drafted.lm_head  # refused now if it is quantised, not in a text's midst
-        self.weights: Mapping[str, Any] = {
-            "sha256": loaded.sha256,
-            **loaded.info.record,
-            **loaded.found,
-        }
 
     @classmethod
     def load(cls, target: Target, options: KangarooOptions) -> Self:
@@ -94,19 +93,17 @@ class Kangaroo(PlainMethod):
                 raise UsageError(f"kangaroo.{name} must be at least 1, not {value}")
         source = find_weights(options.adapter, target.name, KIND)
         shape = AdapterShape.of(target.config)
-
-        def build() -> tuple[LoadedAdapter, AdapterRunner]:
-            loaded = load_adapter(source, shape, exit_layer=options.exit_layer)
-            return loaded, AdapterRunner(target, loaded)
-
-        key = KIND.method, source.identity, options.exit_layer
-        loaded, runner = target.once(key, build)
-        if not 0 < loaded.info.exit_layer < target.n_layers:
+        runner = target.once(
+            (KIND.method, source.identity),
+            lambda: AdapterRunner(target, load_adapter(source, shape)),
+        )
+        exit_layer = exit_layer_of(runner.about, options.exit_layer)
+        if not 0 < exit_layer < target.n_layers:
             raise UsageError(
-                f"kangaroo.exit_layer is {loaded.info.exit_layer}, but the target has "
-                f"{target.n_layers} layers: give one of 1..{target.n_layers - 1}"
+                f"kangaroo.exit_layer is {exit_layer}, but the target has {target.n_layers} "
+                f"layers: give one of 1..{target.n_layers - 1}"
             )
-        return cls(target, options, loaded, runner)
+        return cls(target, options, exit_layer, runner)
 
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> list[KangarooOptions]:
@@ -139,13 +136,6 @@ class Kangaroo(PlainMethod):
         (states,) = output.hidden.values()  # [P, H]
         text = AdapterText(self._runner, states, session.cache.capacity)
         return KangarooDrafter(self._target, self._plan, self._drafted, text, session)
-
-
-def _filled_in(options: KangarooOptions, loaded: LoadedAdapter) -> KangarooOptions:
-    """Options as they will be used and recorded."""
-    chosen = {**PAPER, "exit_layer": loaded.info.exit_layer, **loaded.info.drafting}
-    missing = {name: value for name, value in chosen.items() if getattr(options, name) is None}
-    return replace(options, **missing)
 
 
 METHOD = Kangaroo

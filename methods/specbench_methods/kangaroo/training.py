@@ -20,12 +20,8 @@ from specbench_kangaroo.engine.layers import is_llama_shaped
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.train import DraftHead
 from specbench_kangaroo.training.trainable import Provenance
-from specbench_methods.kangaroo.adapter import (
-    Adapter,
-    AdapterInfo,
-    AdapterShape,
-    save_adapter,
-)
+from specbench_methods.kangaroo.adapter import KIND, Adapter, AdapterShape
+from specbench_methods.shared.weights import WeightInfo, save_weights
 
 _PUBLISHED_DEPTH = 16  # target layers for each one of the draft's
 
@@ -59,16 +55,15 @@ class KangarooTrainee:
 
     def save(self, path: Path, head: DraftHead, provenance: Provenance) -> None:
         """Write the safetensors file that Kangaroo loads."""
-        assert isinstance(head.module, Adapter)
         restricted = len(head.vocabulary) < len(self.model.lm_head.weight)
-        info = AdapterInfo(
+        info = WeightInfo(
             exit_layer=int(self.exit_layer),
             target=provenance.target,
             target_sha256=provenance.target_sha256,
             draft_vocabulary=tuple(head.vocabulary.tolist()) if restricted else None,
             record=provenance.record,
         )
-        save_adapter(path, head.module, info)
+        save_weights(path, head.module, info, KIND)
 
 
 def _check_family(model: Any) -> None:

@@ -13,24 +13,23 @@ from specbench_kangaroo.engine.sampling import to_host
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.medusa.heads import LoadedHeads
+from specbench_methods.medusa.heads import HeadsShape
 from specbench_methods.shared.draft_tree import TreeShape
 from specbench_methods.shared.drafted_tokens import DraftedTokens
+from specbench_methods.shared.weights import LoadedWeights
 
 
 class SharedHeads:
     """One file's heads on the target's device, each moved there when a tree first needs it.
 
     Args:
-        loaded: whose tensors are let go of one by one, as they are moved.
+        loaded: the host's copy of an output matrix is let go of as it is moved.
     """
 
-    def __init__(self, target: Target, loaded: LoadedHeads) -> None:
-        self.info, self.count = loaded.info, loaded.heads.shape.heads
-        self.weights = {"sha256": loaded.sha256, **loaded.info.record, **loaded.found}
-        self._target = target
-        self._tensors = dict(loaded.heads.state_dict())
-        self._own = loaded.heads.shape.own
+    def __init__(self, target: Target, loaded: LoadedWeights) -> None:
+        shape = HeadsShape.in_file(loaded, target.config)
+        self.info, self.record, self.count = loaded.info, loaded.record, shape.heads
+        self._own, self._target, self._tensors = shape.own, target, dict(loaded.tensors)
         self._blocks: dict[int, Linear] = {}
         self._outputs: list[Linear] = []
 

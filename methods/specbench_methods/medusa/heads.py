@@ -6,21 +6,23 @@ Head i predicts token t+2+i from the target's final, normed state at t:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.shared.weight_files import check_sizes, check_tensors, read_weights
 from specbench_methods.shared.weight_sources import CONFIG, WeightKind, WeightSource
+from specbench_methods.shared.weights import (
+    LoadedWeights,
+    check_sizes,
+    check_tensors,
+    read_weights,
+)
 
 KIND = WeightKind(
     method="medusa",
@@ -50,6 +52,20 @@ class HeadsShape:
         return cls(
             heads=heads, hidden_size=config.hidden_size, vocab_size=config.vocab_size, own=own
         )
+
+    @classmethod
+    def in_file(cls, loaded: LoadedWeights, config: Any) -> HeadsShape:
+        """Of all heads in a file.
+
+        Raises:
+            UsageError: there are none.
+        """
+        numbers = [int(key.split(".")[0]) for key in loaded.tensors if re.match(r"\d+\.", key)]
+        if not numbers:
+            raise UsageError(
+                f"{loaded.path} holds no Medusa heads: no tensor named 0.0.linear.weight"
+            )
+        return cls.of(config, heads=1 + max(numbers), own="0.1.weight" in loaded.tensors)
 
 
 class _ResBlock(nn.Module):
@@ -88,56 +104,24 @@ def count_parameters(shape: HeadsShape) -> int:
         return sum(parameter.numel() for parameter in Heads(shape).parameters())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadsInfo:
-    """What a file of heads says of itself beside its tensors."""
-
-    target: str = ""
-    target_sha256: str = ""
-    draft_vocabulary: tuple[int, ...] | None = None  # LM-head rows that drafting uses; None: all
-    record: Mapping[str, Any] = field(default_factory=dict)  # how they were trained
-    # Draft paths by how often they were right on held-back text, the likeliest first.
-    paths: tuple[tuple[tuple[int, ...], float], ...] = ()
-    drafting: Mapping[str, Any] = field(default_factory=dict)  # options that were fastest with them
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedHeads:
-    """Heads with what their file says of them."""
-
-    heads: Heads
-    info: HeadsInfo
-    sha256: str  # of the file
-    found: Mapping[str, Any] = field(default_factory=dict)  # where published ones were found
-
-
-def save_heads(path: Path, heads: nn.Module, info: HeadsInfo) -> None:
-    """Write a safetensors file in the published names; ``info`` goes into its metadata."""
-    tensors = {key: tensor.contiguous() for key, tensor in heads.state_dict().items()}
-    save_file(tensors, path, metadata={"medusa": json.dumps(asdict(info))})
-
-
-def load_heads(source: WeightSource, config: Any) -> LoadedHeads:
+def load_heads(source: WeightSource, config: Any) -> LoadedWeights:
     """Read heads strictly: our own file, a published one, or the heads of a whole model.
 
     Raises:
         UsageError: a file that is not whole, no heads in it, another target's heads, or a tensor
             that is missing, extra or misshapen.
     """
-    path = source.path
-    tensors, note = read_weights(source, KIND)
-    numbers = {int(key.split(".")[0]) for key in tensors if re.match(r"\d+\.", key)}
-    if not numbers:
-        raise UsageError(f"{path} holds no Medusa heads: no tensor named 0.0.linear.weight")
-    shape = HeadsShape.of(config, heads=1 + max(numbers), own="0.1.weight" in tensors)
-    _check_layout(source, tensors, shape)
+    loaded = read_weights(source, KIND)
+    shape = HeadsShape.in_file(loaded, config)
+    _check_layout(source, loaded.tensors, shape)
     with torch.device("meta"):
-        heads = Heads(shape)
-    check_tensors(path, tensors, heads.state_dict(), owner=f"{shape.heads} Medusa heads")
-    heads.load_state_dict(tensors, assign=True)
-    info = HeadsInfo() if note is None else _info(note)
-    found = _found(source, heads) if note is None else {}
-    return LoadedHeads(heads.eval(), info, source.sha256(), found)
+        wanted = Heads(shape).state_dict()
+    check_tensors(loaded.path, loaded.tensors, wanted, owner=f"{shape.heads} Medusa heads")
+    if not loaded.published:
+        return loaded
+    made_for = source.config.get("base_model_name_or_path")
+    told = {"heads": shape.heads} | ({"target": str(made_for)} if made_for else {})
+    return replace(loaded, record={**loaded.record, **told})
 
 
 def _check_layout(source: WeightSource, tensors: Mapping[str, Tensor], shape: HeadsShape) -> None:
@@ -163,22 +147,3 @@ def _check_layout(source: WeightSource, tensors: Mapping[str, Tensor], shape: He
     if (output := tensors.get("0.1.weight")) is not None:
         sizes["vocabulary size"] = (len(output), shape.vocab_size)
     check_sizes(source.path, sizes)
-
-
-def _found(source: WeightSource, heads: Heads) -> dict[str, Any]:
-    """Where published heads were found, and for which model they say they were made."""
-    record: dict[str, Any] = {**source.origin, "heads": heads.shape.heads}
-    record["parameters"] = sum(tensor.numel() for tensor in heads.state_dict().values())
-    if made_for := source.config.get("base_model_name_or_path"):
-        record["target"] = str(made_for)
-    return record
-
-
-def _info(fields: dict[str, Any]) -> HeadsInfo:
-    vocabulary = fields.pop("draft_vocabulary", None)
-    paths = tuple((tuple(path), float(share)) for path, share in fields.pop("paths", ()))
-    return HeadsInfo(
-        **fields,
-        draft_vocabulary=None if vocabulary is None else tuple(vocabulary),
-        paths=paths,
-    )

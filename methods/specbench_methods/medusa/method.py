@@ -61,7 +61,7 @@ class Medusa(PlainMethod):
         self.tree = tree
         self.max_rows = 1 + len(tree.paths)
         self.lossy = options.acceptance == "typical"
-        self.weights: Mapping[str, Any] = heads.weights
+        self.weights: Mapping[str, Any] = heads.record
         self._typical = Typical(options.epsilon, options.delta) if self.lossy else None
         ids = None if options.full_vocabulary else heads.info.draft_vocabulary
         self._drafted = DraftedTokens.of(target, ids)

@@ -17,8 +17,9 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import FINAL
 from specbench_kangaroo.training.train import DraftHead
 from specbench_kangaroo.training.trainable import Provenance
-from specbench_methods.medusa.heads import Heads, HeadsInfo, HeadsShape, save_heads
+from specbench_methods.medusa.heads import KIND, Heads, HeadsShape
 from specbench_methods.shared.draft_tree import likeliest_paths
+from specbench_methods.shared.weights import WeightInfo, save_weights
 
 HEADS = 4  # as deep as the published tree
 _KEPT_PATHS, _KEPT_WIDTH = 64, 10  # as many nodes and ranks as the published tree has
@@ -52,14 +53,14 @@ class MedusaTrainee:
         """Write the safetensors file that Medusa loads, with the likeliest draft paths."""
         restricted = len(head.vocabulary) < len(self.model.lm_head.weight)
         ranks = provenance.ranks.masked_fill(provenance.ranks < 0, _KEPT_WIDTH)  # never right
-        info = HeadsInfo(
+        info = WeightInfo(
             target=provenance.target,
             target_sha256=provenance.target_sha256,
             draft_vocabulary=tuple(head.vocabulary.tolist()) if restricted else None,
             record=provenance.record,
             paths=tuple(likeliest_paths(ranks.numpy(), _KEPT_PATHS, width=_KEPT_WIDTH)),
         )
-        save_heads(path, head.module, info)
+        save_weights(path, head.module, info, KIND)
 
 
 class HeadsOverText:

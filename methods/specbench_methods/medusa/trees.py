@@ -9,13 +9,9 @@ import torch
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.medusa.drafter import SharedHeads
-from specbench_methods.medusa.heads import (
-    Heads,
-    HeadsInfo,
-    HeadsShape,
-    save_heads,
-)
+from specbench_methods.medusa.heads import KIND, Heads, HeadsShape
 from specbench_methods.shared.draft_tree import TreeShape, read_shape
+from specbench_methods.shared.weights import WeightInfo, save_weights
 
 # The authors' tree of 63 nodes for Vicuna 7B (medusa_choices.py, mc_sim_7b_63), by depth: for each
 # parent the number of its likeliest children.
@@ -88,10 +84,10 @@ def write_untrained(config: Any, path: Path, *, own: bool) -> str:
     for tensor in heads.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
     nodes = [(0,), (1,), (0, 0), (2,), (0, 1), (1, 0), (0, 0, 0), (3,)]
-    info = HeadsInfo(
+    info = WeightInfo(
         draft_vocabulary=None if own else tuple(range(config.vocab_size // 2)),
         paths=tuple((node, 1.0 / (1 + i)) for i, node in enumerate(nodes)),
     )
     heads.to(torch.float32)
-    save_heads(path, heads, info)
+    save_weights(path, heads, info, KIND)
     return str(path)

@@ -1,28 +1,68 @@
-"""Files of draft weights: read safely, checked strictly."""
+"""Files of draft weights: read safely, checked strictly, and what they say of themselves."""
 
 from __future__ import annotations
 
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.shared.weight_sources import WeightKind, WeightSource
 
 
-def read_weights(
-    source: WeightSource, kind: WeightKind
-) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors by name, and what the file says of itself under the method's name.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightInfo:
+    """What a file of ours says of itself; what does not apply to its method is left out of it."""
 
-    Of a whole model only the tensors of this kind are taken, without their prefix.  A file that
-    says nothing of itself was not written by ``specbench train``: it is a published one.
+    target: str = ""
+    target_sha256: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)  # how they were trained
+    drafting: Mapping[str, Any] = field(default_factory=dict)  # options that were fastest with them
+    draft_vocabulary: tuple[int, ...] | None = None  # LM-head rows that drafting uses; None: all
+    exit_layer: int = 0  # whose states are read, if not the final ones
+    rope_base: float | None = None  # None: the target's own RoPE
+    # Draft paths by how often they were right on held-back text, the likeliest first.
+    paths: tuple[tuple[tuple[int, ...], float], ...] = ()
+
+    @classmethod
+    def of(cls, note: dict[str, Any]) -> WeightInfo:
+        """From a file's note, JSON that knows no tuples."""
+        vocabulary = note.pop("draft_vocabulary", None)
+        paths = note.pop("paths", ())
+        return cls(
+            **note,
+            draft_vocabulary=None if vocabulary is None else tuple(vocabulary),
+            paths=tuple((tuple(path), float(share)) for path, share in paths),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedWeights:
+    """Tensors by name, and what is known of them.
+
+    Attributes:
+        path: the file that an error names.
+        published: the file says nothing of itself, so that ``specbench train`` did not write it.
+        record: for a run's manifest: hash, training record, where published ones were found.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    info: WeightInfo
+    published: bool
+    record: Mapping[str, Any]
+
+
+def read_weights(source: WeightSource, kind: WeightKind) -> LoadedWeights:
+    """Everything that was found.  Of a whole model only the tensors of this kind are taken.
 
     Raises:
         UsageError: a file that is torn, or holds more than tensors.
@@ -31,14 +71,31 @@ def read_weights(
     note = None
     for path in source.files:
         if path.suffix == ".safetensors":
-            found, note = read_safetensors(path, kind)
+            found, note = _read_safetensors(path, kind)
         else:
-            found = _own(read_tensors(path), kind)
+            found = _own(_read_pickle(path), kind)
         tensors |= found
-    return tensors, note
+    info, published = WeightInfo.of(note or {}), note is None
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    found_at = {**source.origin, "parameters": parameters} if published else {}
+    return LoadedWeights(
+        path=source.path,
+        tensors=tensors,
+        info=info,
+        published=published,
+        record={"sha256": source.sha256(), **info.record, **found_at},
+    )
 
 
-def read_safetensors(
+def save_weights(path: Path, module: nn.Module, info: WeightInfo, kind: WeightKind) -> None:
+    """Write a safetensors file in the published names; ``info`` goes into its metadata."""
+    tensors = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+    of_one_kind = ("exit_layer", "paths")
+    told = {name: of for name, of in asdict(info).items() if of or name not in of_one_kind}
+    save_file(tensors, path, metadata={kind.method: json.dumps(told)})
+
+
+def _read_safetensors(
     path: Path, kind: WeightKind
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The tensors of a kind in one file, and its note for the kind's method, if it has one."""
@@ -53,7 +110,7 @@ def read_safetensors(
     return tensors, note
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> dict[str, Tensor]:
     """A published ``.bin`` or ``.pt`` file; nothing in it is executed.
 
     Raises:
