@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from specbench_kangaroo.record.schema import COMPLETE
@@ -121,10 +122,18 @@ def _closing(summary: Summary) -> tuple[Note, ...]:
 def _side_by_side(summaries: Sequence[Summary]) -> Section:
     """A row per run, a column per entry; an entry that a run has not got is a dash.
 
-    The same label with other options is another entry.
+    The same label with other options, or of another method, is another entry.
     """
-    options = differing_options(summaries)
-    found = [_entries(summary, of) for summary, of in zip(summaries, options, strict=True)]
+    pairs = {(label, entry.method) for s in summaries for label, entry in s.entries.items()}
+    methods = Counter(label for label, _ in pairs)
+    found = [
+        {
+            (summary.label(label), (entry.method,) * (methods[label] > 1) + options[label]): label
+            for label, entry in summary.entries.items()
+            if label != summary.baseline
+        }
+        for summary, options in zip(summaries, differing_options(summaries), strict=True)
+    ]
     columns = dict.fromkeys(column for entries in found for column in entries)
     left = (Column(Cell(name), left=True) for name in ("run", *_FACTS))
     right = (Column(name_cell(label, _HEADING_WIDTH, of)) for label, of in columns)
@@ -140,18 +149,6 @@ def _side_by_side(summaries: Sequence[Summary]) -> Section:
 
 def _baselines(summaries: Sequence[Summary]) -> str:
     return " or ".join(dict.fromkeys(summary.baseline for summary in summaries))
-
-
-_Shown = tuple[str, tuple[str, ...]]  # a label, and options of the entry
-
-
-def _entries(summary: Summary, options: Mapping[str, tuple[str, ...]]) -> dict[_Shown, str]:
-    """All but the baseline, by what is shown of them: their label and options."""
-    return {
-        (summary.label(name), options[name]): name
-        for name in summary.entries
-        if name != summary.baseline
-    }
 
 
 def _facts(summary: Summary) -> tuple[Cell, ...]:
