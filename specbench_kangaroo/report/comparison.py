@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from specbench_kangaroo.report.sheets import (
@@ -13,6 +12,7 @@ from specbench_kangaroo.report.sheets import (
     Section,
     Sheet,
     differing_options,
+    folded,
     interval_cell,
     rate_text,
     speedup_cell,
@@ -189,14 +189,7 @@ def name_cell(label: str, width: int, options: Sequence[str] = ()) -> Cell:
     """A name, and options that it does not say itself, in lines no wider where that can be."""
     swept = label.partition("[")[2].partition("]")[0].split(",")
     more = ", ".join(text for text in options if text not in swept)
-    lines = [*_broken(label, width), *(_broken(more, width) if more else ())]
-    return Cell(f"{label}: {more}" if more else label, tuple(lines))
-
-
-def _broken(text: str, width: int) -> list[str]:
-    lines = [""]
-    for part in re.sub(r"(?<=[_ ,\[])", "\n", text).split("\n"):
-        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
-            lines.append("")
-        lines[-1] += part
-    return [line.rstrip() for line in lines]
+    name = folded(label, width)
+    if not more:
+        return name
+    return Cell(f"{label}: {more}", (*name.lines, *folded(more, width).lines))

@@ -1,16 +1,17 @@
-"""One entry by task: every figure that a reader compares between tasks."""
+"""One entry by task: every figure that a reader compares; and what is said of the device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from specbench_kangaroo.report.comparison import reason
-from specbench_kangaroo.report.device import measures_energy
 from specbench_kangaroo.report.sheets import (
     Cell,
     Column,
+    Note,
     Section,
     Sheet,
+    counted,
     interval_cell,
     rate_text,
     speedup_cell,
@@ -18,11 +19,15 @@ from specbench_kangaroo.report.sheets import (
 )
 from specbench_kangaroo.report.verdicts import verdict
 from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
+from specbench_kangaroo.stats.device_health import STEADY, DeviceHealth
 from specbench_kangaroo.stats.summary import OVERALL, Summary
 
 INTERVAL_CAPTION = f"in brackets: {INTERVAL_NAME}"
 BASE_CAPTION = "base: tok/s of the baseline"
 IDEAL_CAPTION = "ideal: the speedup if verifying a draft cost one token; of ideal: realised"
+ENERGY_CAPTION = (
+    "J per token: what the whole device drew by its own counter, prefill included, per new token"
+)
 
 _LATENCY = (
     ("Spec-Bench", "speedup"),
@@ -143,4 +148,41 @@ def _of_entry(
         Cell(rate_text(baseline)),
         Cell(value_text(estimates, "speedup_ideal")),
         Cell(value_text(estimates, "realised_over_ideal", ".0%")),
+    )
+
+
+def measures_energy(summary: Summary, entry: str) -> bool:
+    """Whether the device told how much energy an entry's answers took."""
+    tasks = summary.entries[entry].tasks.values()
+    return any("joules_per_token" in part.estimates for part in tasks)
+
+
+def device_memory_caption(summary: Summary) -> str | None:
+    """The most memory that each entry's answers had on the accelerator; None without one."""
+    peaks = [
+        f"{summary.label(name)} {entry.peak_device_mb:.0f}"
+        for name, entry in summary.entries.items()
+        if entry.peak_device_mb is not None
+    ]
+    return f"peak memory on the device, MiB: {', '.join(peaks)}" if peaks else None
+
+
+def device_notes(health: DeviceHealth | None) -> tuple[Note, ...]:
+    """Warnings of a device that was held back, or whose clock moved, between blocks."""
+    if health is None or health.steady:
+        return ()
+    found = []
+    if health.throttled:
+        reasons = ", ".join(health.reasons)
+        found.append(
+            f"Warning: the GPU was throttled for heat or power ({reasons}) at {health.throttled} "
+            f"of {counted(health.edges, 'block edge')}."
+        )
+    if health.sm_change > STEADY:
+        found.append(
+            f"Warning: the SM clock moved between {health.sm_low_mhz} and {health.sm_high_mhz} MHz "
+            f"({health.sm_change:.0%}) from block to block."
+        )
+    return tuple(
+        Note(f"{text} Ratios hold, as entries took turns; times do not.") for text in found
     )

@@ -133,7 +133,8 @@ def _facts(manifest: Manifest) -> Iterator[Facts]:
         if record.weights_sha256 is not None:
             values["weights_sha256"] = record.weights_sha256
         if values:
-            yield Facts(f"Options of {name}", _items(values))
+            of = name if name == record.method else f"{name} ({record.method})"
+            yield Facts(f"Options of {of}", _items(values))
     yield Facts("Settings", _items(manifest.settings))
     yield Facts("Environment", _items(manifest.environment))
     yield Facts("SHA-256", _items(manifest.hashes))

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from specbench_kangaroo.record.schema import COMPLETE
-from specbench_kangaroo.report import comparison, details, device, published, side_by_side
-from specbench_kangaroo.report.sheets import Document, Note, Part, Report, Section
-from specbench_kangaroo.stats.summary import Summary
+from specbench_kangaroo.report import comparison, details, published
+from specbench_kangaroo.report.comparison import name_cell
+from specbench_kangaroo.report.sheets import (
+    ABSENT,
+    Cell,
+    Column,
+    Document,
+    Note,
+    Part,
+    Report,
+    Section,
+    Sheet,
+    differing_options,
+    folded,
+    speedup_cell,
+)
+from specbench_kangaroo.stats.summary import OVERALL, Summary
+
+_FACTS = ("model", "questions", "dtype", "device")
+_HEADING_WIDTH = 9
+_FACT_WIDTH = 14
 
 
 def document_of(
@@ -16,7 +35,7 @@ def document_of(
 ) -> Document:
     """What is to be said of one run or several; see :func:`report_of`."""
     return Document(
-        side_by_side=side_by_side.section(summaries) if len(summaries) > 1 else None,
+        side_by_side=_side_by_side(summaries) if len(summaries) > 1 else None,
         reports=tuple(
             report_of(summary, with_details=with_details, with_published=with_published)
             for summary in summaries
@@ -74,9 +93,9 @@ def _detail_captions(summary: Summary, entries: Sequence[str]) -> Iterator[str]:
         yield details.IDEAL_CAPTION
     if entries:
         yield details.latency_caption(summary)
-    if any(device.measures_energy(summary, name) for name in entries):
-        yield device.ENERGY_CAPTION
-    if (on_device := device.memory_caption(summary)) is not None:
+    if any(details.measures_energy(summary, name) for name in entries):
+        yield details.ENERGY_CAPTION
+    if (on_device := details.device_memory_caption(summary)) is not None:
         yield on_device
     if summary.peak_rss_mb is not None:
         yield details.memory_caption(summary.peak_rss_mb)
@@ -93,8 +112,50 @@ def _published(summary: Summary, entries: Sequence[str]) -> Iterator[Section]:
 
 
 def _closing(summary: Summary) -> tuple[Note, ...]:
-    notes = device.notes(summary.device_health)
+    notes = details.device_notes(summary.device_health)
     if summary.status == COMPLETE:
         return notes
     unfinished = f"The run is {summary.status}: these are the figures of what it has so far."
     return (*notes, Note(unfinished))
+
+
+def _side_by_side(summaries: Sequence[Summary]) -> Section:
+    """A row per run, a column per entry; an entry that a run has not got is a dash.
+
+    The same label with other options, or of another method, is another entry.
+    """
+    pairs = {(label, entry.method) for s in summaries for label, entry in s.entries.items()}
+    methods = Counter(label for label, _ in pairs)
+    found = [
+        {
+            (summary.label(label), (entry.method,) * (methods[label] > 1) + options[label]): label
+            for label, entry in summary.entries.items()
+            if label != summary.baseline
+        }
+        for summary, options in zip(summaries, differing_options(summaries), strict=True)
+    ]
+    columns = dict.fromkeys(column for entries in found for column in entries)
+    left = (Column(Cell(name), left=True) for name in ("run", *_FACTS))
+    right = (Column(name_cell(label, _HEADING_WIDTH, of)) for label, of in columns)
+    rows = (
+        (*_facts(summary), *(_speedup(summary, entries.get(column)) for column in columns))
+        for summary, entries in zip(summaries, found, strict=True)
+    )
+    return Section(
+        title=f"{len(summaries)} runs: overall speedup over {_baselines(summaries)}",
+        sheet=Sheet((*left, *right), tuple(rows), stacked=True),
+    )
+
+
+def _baselines(summaries: Sequence[Summary]) -> str:
+    return " or ".join(dict.fromkeys(summary.baseline for summary in summaries))
+
+
+def _facts(summary: Summary) -> tuple[Cell, ...]:
+    facts = (getattr(summary, name) or ABSENT for name in _FACTS)
+    return name_cell(summary.run, _FACT_WIDTH), *(folded(str(f), _FACT_WIDTH) for f in facts)
+
+
+def _speedup(summary: Summary, name: str | None) -> Cell:
+    part = None if name is None else summary.entries[name].tasks.get(OVERALL)
+    return Cell(ABSENT) if part is None else speedup_cell(part.estimates)

@@ -5,7 +5,7 @@ Every format draws the same :class:`Report`, so that none says more or less than
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # scipy takes 0.3 s to import, which a run would wait for bef
     from specbench_kangaroo.stats.summary import Summary
 
 ABSENT = "–"
+_BREAKS = re.compile(r"(?<=[_ ])|(?<=\w\[)")
 
 
 class Mark(Enum):
@@ -165,9 +166,13 @@ def rate_text(estimates: Mapping[str, Estimate]) -> str:
 
 
 def folded(text: str, width: int) -> Cell:
-    """A text, broken between words into lines that are no wider where it can be."""
-    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-    return Cell(text, tuple(lines))
+    """A text, broken at blanks and underscores into lines that are no wider where it can be."""
+    lines = [""]
+    for part in re.split(_BREAKS, text):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return Cell(text, tuple(line.rstrip() for line in lines))
 
 
 def differing_options(summaries: Sequence[Summary]) -> list[dict[str, tuple[str, ...]]]:

@@ -151,14 +151,18 @@ def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]
         drafting=_sums_to_any(questions, "drafted"),
         compared=compared,
     )
-    present = set(questions["task"])
-    order = [task for task in TASK_ORDER if task in present]
-    order += sorted(present - set(TASK_ORDER))
-    parts = {OVERALL: questions} | {task: questions[questions["task"] == task] for task in order}
     return {
         task: TaskSummary(n=len(part), estimates=estimates(ratios, _columns(part)))
-        for task, part in parts.items()
+        for task, part in by_task(questions).items()
     }
+
+
+def by_task(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """All rows as ``overall``, and then those of each task."""
+    present = set(rows["task"])
+    order = [task for task in TASK_ORDER if task in present]
+    order += sorted(present - set(TASK_ORDER))
+    return {OVERALL: rows} | {task: rows[rows["task"] == task] for task in order}
 
 
 def _sums_to_any(questions: pd.DataFrame, column: str) -> bool:

@@ -15,8 +15,8 @@ import pandas as pd
 
 from specbench_kangaroo.stats.bootstrap import Estimate, Floats, estimates
 from specbench_kangaroo.stats.metrics import METRICS
-from specbench_kangaroo.stats.summary import OVERALL, TASK_ORDER
-from specbench_kangaroo.tuning.draft_log import Bools, DraftLog
+from specbench_kangaroo.stats.summary import by_task
+from specbench_kangaroo.tuning.draft_log import DraftLog, Ints
 from specbench_kangaroo.tuning.replay import Walk, walks
 from specbench_kangaroo.tuning.step_costs import StepCosts
 
@@ -76,12 +76,11 @@ def tune_tasks(
         grid: the draft lengths; the thresholds are :data:`THRESHOLDS`.
     """
     replays = _replay(log, costs, grid)
-    present = set(answers["task"])
-    order = [task for task in TASK_ORDER if task in present]
-    order += sorted(present - set(TASK_ORDER))
-    parts = {OVERALL: np.ones(len(answers), dtype=bool)}
-    parts |= {task: (answers["task"] == task).to_numpy(dtype=bool) for task in order}
-    return {task: _task(answers, replays, grid, part) for task, part in parts.items()}
+    numbered = answers.reset_index(drop=True)
+    return {
+        task: _task(part, replays, grid, part.index.to_numpy())
+        for task, part in by_task(numbered).items()
+    }
 
 
 def predicted_speedup(
@@ -114,8 +113,9 @@ def _total_ms(log: DraftLog, costs: StepCosts, walk: Walk) -> Floats:
     return costs.total_ms(walk.steps_by_depth(len(log.starts), log.deepest))
 
 
-def _task(answers: pd.DataFrame, replays: _Replays, grid: Sequence[int], part: Bools) -> TaskTuning:
-    own, total_ms = answers[part], replays.total_ms[:, :, part]
+def _task(own: pd.DataFrame, replays: _Replays, grid: Sequence[int], part: Ints) -> TaskTuning:
+    """``part`` are the places of the task's ``own`` answers among all."""
+    total_ms = replays.total_ms[:, :, part]
     surface = _speedups(own, total_ms.mean(axis=2))
     # The first of equals: the shortest draft, and the lowest threshold.
     row, column = (int(place) for place in np.unravel_index(surface.argmax(), surface.shape))

@@ -161,6 +161,10 @@ def test_runs_side_by_side_tell_the_same_label_with_other_options_apart(summary:
     assert "| kangaroo: steps=6, threshold=0.6, tree_width=4 |" in heading
     assert "| kangaroo: steps=9, threshold=0.6 |" in heading
     assert "| chain[threshold=0.3]: steps=6, tree_width=1 |" in heading
+    renamed = replace(other, method="medusa", options={})
+    third = replace(second, entries={**entries, "kangaroo": renamed})
+    heading = markdown(second, third).splitlines()[2]
+    assert heading.endswith("| kangaroo: kangaroo | kangaroo: medusa |"), "not the same method"
     same = markdown(second, replace(second, run="third")).splitlines()[2]
     assert same.endswith("| kangaroo |"), "the same options need no words"
 

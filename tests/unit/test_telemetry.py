@@ -15,7 +15,7 @@ from specbench_kangaroo.machine import nvml as telemetry
 from specbench_kangaroo.record.reader import DEVICE, read_device_log
 from specbench_kangaroo.record.schema import AFTER, BEFORE, BlockEdge
 from specbench_kangaroo.record.writer import RunWriter, read_run
-from specbench_kangaroo.report.device import notes
+from specbench_kangaroo.report.details import device_notes
 from specbench_kangaroo.report.sections import report_of
 from specbench_kangaroo.run.device_log import DeviceLog
 from specbench_kangaroo.run.questions import Question
@@ -143,20 +143,20 @@ def test_a_steady_device_is_not_worth_a_line() -> None:
     found = health([edge(), edge(sm_mhz=1900), edge(throttle=("gpu_idle",))])
     assert found is not None
     assert found.steady
-    assert notes(found) == ()
-    assert notes(health([])) == (), "not measured is no warning"
+    assert device_notes(found) == ()
+    assert device_notes(health([])) == (), "not measured is no warning"
 
 
 def test_throttling_for_heat_or_power_is_counted_and_named() -> None:
     found = health([edge(throttle=("sw_power_cap", "gpu_idle")), edge(BEFORE), edge()])
     assert found is not None
     assert (found.throttled, found.edges, dict(found.reasons)) == (1, 3, {"sw_power_cap": 1})
-    (note,) = notes(found)
+    (note,) = device_notes(found)
     assert "throttled for heat or power (sw_power_cap) at 1 of 3 block edges" in note.text
 
 
 def test_a_clock_that_moved_more_than_5_percent_is_told() -> None:
-    (note,) = notes(health([edge(), edge(sm_mhz=1600)]))
+    (note,) = device_notes(health([edge(), edge(sm_mhz=1600)]))
     assert "between 1600 and 1980 MHz (19%)" in note.text
 
 

@@ -9,16 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from specbench_kangaroo.report.figures.marks import CAP, curve, reach, reach_of
 from specbench_kangaroo.report.figures.step_tables import accepted_lengths as length_table
 from specbench_kangaroo.report.figures.style import (
+    CAP,
     EDGE,
     Look,
+    curve,
     grid,
     legend_below,
     looks,
     page,
     panels_in_row,
+    reach,
+    reach_of,
     title,
     undress,
 )

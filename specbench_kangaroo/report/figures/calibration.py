@@ -11,16 +11,17 @@ from matplotlib.ticker import MaxNLocator
 
 from specbench_kangaroo.record.schema import THRESHOLD, Manifest
 from specbench_kangaroo.report.figures import clustered
-from specbench_kangaroo.report.figures.marks import curve, reach
 from specbench_kangaroo.report.figures.paired_steps import PairedSteps
 from specbench_kangaroo.report.figures.step_tables import calibration as calibration_table
 from specbench_kangaroo.report.figures.style import (
     EDGE,
     Look,
+    curve,
     legend_below,
     looks,
     page,
     panels_in_row,
+    reach,
     title,
     undress,
 )

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specbench_kangaroo.report.figures.marks import error_bar, note, point, reach_of
 from specbench_kangaroo.report.figures.style import (
     EDGE,
     Look,
+    error_bar,
     legend_below,
     looks,
+    note,
     page,
+    point,
+    reach_of,
     title,
     undress,
 )

@@ -11,16 +11,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specbench_kangaroo.report.figures import clustered
-from specbench_kangaroo.report.figures.marks import curve, error_bar, note, point, reach, reach_of
 from specbench_kangaroo.report.figures.paired_steps import PairedSteps
 from specbench_kangaroo.report.figures.step_tables import PHASES, TOTAL, by_context, step_times
 from specbench_kangaroo.report.figures.style import (
     EDGE,
     Look,
+    curve,
+    error_bar,
     grid,
     legend_below,
     looks,
+    note,
     page,
+    point,
+    reach,
+    reach_of,
     title,
     undress,
 )
