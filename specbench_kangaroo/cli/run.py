@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from specbench_kangaroo.run.config import (
 if TYPE_CHECKING:
     from specbench_kangaroo.record.schema import Manifest
     from specbench_kangaroo.run.runner import Runner
-    from specbench_kangaroo.run.schedule import Round
+    from specbench_kangaroo.run.setup import Plan
     from specbench_kangaroo.run.signals import Interruption
 
 RESULTS = Path("results")
@@ -142,10 +143,11 @@ def benchmark(
 @contextmanager
 def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
     if request.settings.workers == 1 and ray_address is None:
-        from specbench_kangaroo.run.runner import OneProcess  # noqa: PLC0415
-        from specbench_kangaroo.run.setup import open_bench  # noqa: PLC0415
+        from specbench_kangaroo.run.runner import Runner, execute  # noqa: PLC0415
+        from specbench_kangaroo.run.setup import manifest, open_bench  # noqa: PLC0415
 
-        yield OneProcess(open_bench(request))
+        bench = open_bench(request)
+        yield Runner(bench, manifest(bench), partial(execute, bench))
     else:
         from specbench_kangaroo.run.workers.session import opened  # noqa: PLC0415
 
@@ -157,15 +159,16 @@ def _execute(
     runner: Runner, folder: Path, command: str, *, resume: bool, interruption: Interruption
 ) -> None:
     from specbench_kangaroo.record.writer import RunWriter  # noqa: PLC0415
-    from specbench_kangaroo.run.ledger import refuse_strangers  # noqa: PLC0415
+    from specbench_kangaroo.run.schedule import refuse_strangers  # noqa: PLC0415
 
-    record = runner.manifest(name=folder.resolve().name, command=command)
+    record = replace(runner.manifest, name=folder.resolve().name, command=command)
     writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
-    say(_announcement(record, runner.rounds))
-    total = len(runner.rounds) * len(record.entries)
+    say(_announcement(record, runner.plan))
+    rounds = runner.plan.rounds
+    total = len(rounds) * len(record.entries)
     with writer, run_progress(total, done=len(writer.finished)) as on_finished:
-        refuse_strangers(runner.rounds, writer)
-        runner.execute(writer, on_finished=on_finished, interruption=interruption)
+        refuse_strangers(rounds, writer)
+        runner.execute(writer, on_finished, interruption)
 
 
 def _tell_how_to_go_on(folder: Path, command: str, what_happened: str) -> None:
@@ -193,7 +196,7 @@ def _new_folder(request: Request) -> Path:
     return folder
 
 
-def _announcement(record: Manifest, rounds: Sequence[Round]) -> str:
+def _announcement(record: Manifest, plan: Plan) -> str:
     from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
 
     settings, workers = record.settings, record.settings["workers"]
@@ -202,7 +205,7 @@ def _announcement(record: Manifest, rounds: Sequence[Round]) -> str:
         f"{record.model}, {settings['dtype']} on {settings['device']}"
         f"{threads if settings['device'] == 'cpu' else ''}"
         f"{f', {workers} workers' if workers > 1 else ''}; "
-        f"{counted(len({item.question.question_id for item in rounds}), 'question')} of "
+        f"{counted(len(plan.questions.questions), 'question')} of "
         f"{record.questions}; {', '.join(record.entries)}"
     )
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
 
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
@@ -13,10 +18,13 @@ from specbench_kangaroo.machine.nvml import Gauge, Usage
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.schema import BASELINE, Generation, GenerationKey, Status, StepRecord
-from specbench_kangaroo.run.memory import is_device_lost, is_out_of_memory, reclaim
 from specbench_kangaroo.run.pauses import without_captures
 from specbench_kangaroo.run.schedule import Round, chance_seed
 from specbench_kangaroo.run.setup import Bench
+
+# Texts of plain RuntimeErrors: torch's allocator on the CPU, a CUDA library's own, a CUDA call's.
+_NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+_LOST = "CUDA error: "
 
 Answers = Mapping[GenerationKey, Generation]
 
@@ -63,45 +71,39 @@ def generate(
     for a warm-up, which has fewer new tokens than the run's limit.
     """
     prompt: list[int] = []
+    steps: Sequence[StepRecord] = ()
+    out_of_memory = False
     try:
         prompt = prompt_of(bench, item, answers)
-        decoded, used = _measured(bench, item, entry, prompt, at_most)
+        decoding = partial(_decode, bench, item, entry, prompt, at_most)
+        decoded, used = without_captures(bench.target, decoding)
     except PromptTooLongError as error:
-        return _failed(item, entry, prompt, Status.PROMPT_TOO_LONG, error), ()
+        outcome = _failure(Status.PROMPT_TOO_LONG, f"{type(error).__name__}: {error}")
     except Exception as error:
         if is_device_lost(error):
             raise DeviceLostError(_lost_text(error, item, entry)) from error
-        failed, out_of_memory = _failed(item, entry, prompt, Status.ERROR, error), False
-        if is_out_of_memory(error):
-            failed, out_of_memory = replace(failed, error=_memory_text(error)), True
+        out_of_memory = is_out_of_memory(error)
+        text = _memory_text(error) if out_of_memory else f"{type(error).__name__}: {error}"
+        outcome = _failure(Status.ERROR, text)
     else:
-        return _answered(bench, item, entry, prompt, decoded, used), decoded.steps
+        outcome, steps = _answer(bench, decoded) | asdict(used), decoded.steps
     if out_of_memory:
         reclaim()  # here, where the error and what it held are gone
-    return failed, ()
-
-
-def _measured(
-    bench: Bench, item: Round, entry: str, prompt: Sequence[int], at_most: int | None
-) -> tuple[Decoded, Usage]:
-    """Decode, and read the device's gauge around it."""
-
-    def measure() -> tuple[Decoded, Usage]:
-        gauge = Gauge(bench.target.device)  # before the first stamp
-        decoded = _decode(bench, item, entry, prompt, at_most)
-        return decoded, gauge.read()  # after the read-out
-
-    return without_captures(bench.target, measure)
+    peak_mb = round(peak_rss_mb(), 1)
+    blank = replace(item.unanswered(entry), prompt_tokens=len(prompt), peak_rss_mb=peak_mb)
+    return replace(blank, **outcome), steps
 
 
 def _decode(
     bench: Bench, item: Round, entry: str, prompt: Sequence[int], at_most: int | None
-) -> Decoded:
+) -> tuple[Decoded, Usage]:
+    """Decode, and read the device's gauge around it."""
     limit = bench.settings.max_new_tokens
     sampler = None
     if bench.sampling is not None:
         sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.settings.seed, item)))
-    return decode(
+    gauge = Gauge(bench.target.device)  # before the first stamp
+    decoded = decode(
         bench.target,
         bench.methods[entry],
         prompt,
@@ -113,31 +115,24 @@ def _decode(
         clock=clock_for(bench.target.device),
         sampler=sampler,
     )
+    return decoded, gauge.read()  # after the read-out
 
 
-def _answered(
-    bench: Bench, item: Round, entry: str, prompt: Sequence[int], decoded: Decoded, used: Usage
-) -> Generation:
+def _answer(bench: Bench, decoded: Decoded) -> dict[str, Any]:
     ids = list(decoded.output_ids)
-    return replace(
-        _blank(item, entry, prompt),
-        output_ids=decoded.output_ids,
-        text=bench.loaded.tokenizer.decode(ids, skip_special_tokens=True),
-        new_tokens=len(ids),
-        target_passes=decoded.target_passes,
-        ttft_ms=decoded.ttft_ms,
-        total_ms=decoded.total_ms,
-        energy_j=used.energy_j,
-        peak_device_mb=used.peak_device_mb,
-    )
+    return {
+        "output_ids": decoded.output_ids,
+        "text": bench.loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        "new_tokens": len(ids),
+        "target_passes": decoded.target_passes,
+        "ttft_ms": decoded.ttft_ms,
+        "total_ms": decoded.total_ms,
+    }
 
 
-def _failed(
-    item: Round, entry: str, prompt: Sequence[int], status: Status, error: Exception
-) -> Generation:
+def _failure(status: Status, text: str) -> dict[str, Any]:
     # A path in it may hold bytes that are no text, which no file of records can.
-    text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
-    return replace(_blank(item, entry, prompt), status=status, error=text)
+    return {"status": status, "error": text.encode(errors="backslashreplace").decode()}
 
 
 def _lost_text(error: Exception, item: Round, entry: str) -> str:
@@ -154,6 +149,31 @@ def _memory_text(error: Exception) -> str:
     return f"{type(error).__name__}{where} ({advice}): {error}".rstrip(": ")
 
 
-def _blank(item: Round, entry: str, prompt: Sequence[int]) -> Generation:
-    peak_mb = round(peak_rss_mb(), 1)
-    return replace(item.unanswered(entry), prompt_tokens=len(prompt), peak_rss_mb=peak_mb)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, on the host or on a device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether no later call of this process can succeed on the device.
+
+    After an illegal access, a failed assertion in a kernel or a fault of the hardware every CUDA
+    call of the process fails with the same error; another process may well work.
+    """
+    if is_out_of_memory(error):
+        return False
+    accelerator = getattr(torch, "AcceleratorError", None)  # torch 2.8 or newer
+    known = accelerator is not None and isinstance(error, accelerator)
+    return known or (isinstance(error, RuntimeError) and _LOST in str(error))
+
+
+def reclaim() -> None:
+    """Free what nobody refers to any more, and hand it back to the devices.
+
+    Call it when the error is gone too: its traceback holds every tensor of the frames it crossed.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

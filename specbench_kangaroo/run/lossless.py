@@ -12,12 +12,7 @@ from specbench_kangaroo.record.schema import GenerationKey, Judgement, Lossless
 # logits that are closer than the rounding may change places.  Logits are of magnitude 20 or so; one
 # unit in the last place is then 3.6e-15 in float64, 1.9e-6 in float32, 0.016 in float16 and 0.125
 # in bfloat16, and the reductions of some tens of layers add a few of those up.
-TOLERANCE: dict[str, float] = {
-    "float64": 1e-9,
-    "float32": 1e-3,
-    "float16": 5e-2,
-    "bfloat16": 0.25,
-}
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 5e-2, "bfloat16": 0.25}
 
 
 def judge(
@@ -39,15 +34,15 @@ def judge(
             which no tie excuses.  Called only if they differ, once: it costs a pass of the target.
         tolerance: a gap below this is a near tie; see :data:`TOLERANCE`.
     """
+    verdict, gap = Lossless.EXACT, None
     position = _first_difference(reference, output)
-    if position is None:
-        return _judgement(key, Lossless.EXACT, None, None)
-    gap = gap_at(position)
-    near = gap is not None and gap < tolerance
-    verdict = Lossless.NEAR_TIE if near else Lossless.VIOLATION
+    if position is not None:
+        gap = gap_at(position)
+        near = gap is not None and gap < tolerance
+        verdict = Lossless.NEAR_TIE if near else Lossless.VIOLATION
     if gap is not None and not math.isfinite(gap):
         gap = sys.float_info.max  # a broken model's; no file of records holds a NaN
-    return _judgement(key, verdict, position, gap)
+    return Judgement(key.entry, key.question_id, key.turn, key.repeat, verdict, position, gap)
 
 
 def _first_difference(reference: Sequence[int], output: Sequence[int]) -> int | None:
@@ -56,17 +51,3 @@ def _first_difference(reference: Sequence[int], output: Sequence[int]) -> int | 
         if expected != found:
             return position
     return None if len(reference) == len(output) else min(len(reference), len(output))
-
-
-def _judgement(
-    key: GenerationKey, verdict: Lossless, position: int | None, gap: float | None
-) -> Judgement:
-    return Judgement(
-        entry=key.entry,
-        question_id=key.question_id,
-        turn=key.turn,
-        repeat=key.repeat,
-        verdict=verdict,
-        first_difference=position,
-        logit_gap=gap,
-    )

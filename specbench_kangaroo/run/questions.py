@@ -40,8 +40,6 @@ SOURCES: Mapping[str, str] = {
     "builtin": "the small set that comes with this package",
     "spec-bench": "Spec-Bench's 480 questions, downloaded once and pinned by SHA-256",
 }
-
-
 _LARGEST_ID = 2**63 - 1  # what a column of a run's steps can hold
 
 
@@ -123,11 +121,11 @@ def select(
 def _by_turns(questions: Sequence[Question]) -> list[int]:
     """Question ids ordered so that every category's first comes before any category's second."""
     seen: Counter[str] = Counter()
-    ranked: list[tuple[int, int]] = []
+    ranks: dict[int, int] = {}
     for question in questions:
-        ranked.append((seen[question.category], question.question_id))
+        ranks[question.question_id] = seen[question.category]
         seen[question.category] += 1
-    return [question_id for _, question_id in sorted(ranked, key=lambda pair: pair[0])]
+    return sorted(ranks, key=ranks.__getitem__)
 
 
 def _download_spec_bench() -> Path:

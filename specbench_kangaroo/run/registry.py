@@ -12,9 +12,9 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from specbench_kangaroo.record.errors import UsageError, look_up
 
@@ -68,19 +68,11 @@ def parse_options(name: str, given: Mapping[str, str], *, label: str = "") -> Me
 
 
 def _loaders() -> dict[str, Callable[[], type[Method]]]:
-    loaders: dict[str, Callable[[], type[Method]]] = {}
-    for point in entry_points(group=ENTRY_POINTS):
-        loaders[point.name] = point.load
-    for name in built_in_files():  # they come last: no package may replace the baseline
-        loaders[name] = _built_in(name)
-    return loaders
-
-
-def _built_in(name: str) -> Callable[[], type[Method]]:
-    def load() -> type[Method]:
-        return cast("type[Method]", importlib.import_module(f"{_BUILT_IN}.{name}").METHOD)
-
-    return load
+    built_in = (
+        EntryPoint(name, f"{_BUILT_IN}.{name}:METHOD", ENTRY_POINTS) for name in built_in_files()
+    )
+    # Ours come last: no package may replace the baseline.
+    return {point.name: point.load for point in (*entry_points(group=ENTRY_POINTS), *built_in)}
 
 
 def _parse(name: str, text: str, wanted: Any) -> Any:

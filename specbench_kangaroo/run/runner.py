@@ -1,26 +1,47 @@
-"""Questions × turns × repeats × entries → answers and verdicts, with this process's own model."""
+"""Questions × turns × repeats × entries → answers and verdicts, with this process's own model.
+
+A block is one prompt answered by all entries.  A clock that falls between two entries' answers
+would make one of them slow for nothing; the device's state at the edges of blocks, the lines of
+``device.jsonl``, is what a reader needs to see that it did not.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol
+from pathlib import Path
 
 import torch
 
 from specbench_kangaroo.engine.target import Target
-from specbench_kangaroo.machine.nvml import nvml_of
-from specbench_kangaroo.record.schema import AFTER, BASELINE, BEFORE, Generation, Manifest
+from specbench_kangaroo.machine.nvml import Nvml, nvml_of
+from specbench_kangaroo.record.files import LineFile, storing
+from specbench_kangaroo.record.jsonl import as_line, drop_torn_line
+from specbench_kangaroo.record.reader import DEVICE
+from specbench_kangaroo.record.schema import (
+    AFTER,
+    BASELINE,
+    BEFORE,
+    BlockEdge,
+    Generation,
+    Manifest,
+)
 from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.device_log import DeviceLog
 from specbench_kangaroo.run.generation import Answers, generate, prompt_of
-from specbench_kangaroo.run.ledger import Ledger, missing, open_rounds, unjudged
 from specbench_kangaroo.run.lossless import TOLERANCE, judge
 from specbench_kangaroo.run.pauses import collected_by_hand
-from specbench_kangaroo.run.schedule import Round, conversations, rounds
-from specbench_kangaroo.run.setup import Bench, manifest
+from specbench_kangaroo.run.schedule import (
+    Ledger,
+    Round,
+    conversations,
+    missing,
+    open_rounds,
+    unjudged,
+)
+from specbench_kangaroo.run.setup import Bench, Plan
 from specbench_kangaroo.run.signals import Interruption
 
 # Enough steps for every entry to have verified drafts of the lengths that it is likely to use.
@@ -29,55 +50,28 @@ WARMUP_TOKENS = 32
 OnFinished = Callable[[Generation], None]
 """Called after each generation and never within one, so that showing progress costs no entry."""
 
-NoteDevice = Callable[[Round, str], None]
-"""Called at the edges of a round, to note the state of the device."""
-
-
-class Runner(Protocol):
-    """What makes a run's generations: this process, or workers that it directs."""
-
-    @property
-    def rounds(self) -> Sequence[Round]:
-        """Every prompt of the run, in order."""
-        ...
-
-    def manifest(self, *, name: str, command: str) -> Manifest:
-        """``run.json`` of a run that starts now."""
-        ...
-
-    def execute(
-        self, writer: RunWriter, *, on_finished: OnFinished, interruption: Interruption
-    ) -> None:
-        """Make every generation and verdict that the run folder does not have yet."""
-        ...
+OnEdge = Callable[[BlockEdge], None]
+"""Called at the edges of a block, where the device can be asked for its state."""
 
 
 @dataclass(frozen=True, slots=True)
-class OneProcess:
-    """The :class:`Runner` that answers with the model of its own process."""
+class Runner:
+    """A run that is ready to start, whether this process makes it or workers that it directs.
 
-    bench: Bench
+    Attributes:
+        plan: what was asked for.
+        manifest: ``run.json`` but for the run's name and command.
+        execute: makes every generation and verdict that the run folder does not have yet.
+    """
 
-    @property
-    def rounds(self) -> Sequence[Round]:
-        """See :class:`Runner`."""
-        return bench_rounds(self.bench)
-
-    def manifest(self, *, name: str, command: str) -> Manifest:
-        """See :class:`Runner`."""
-        return manifest(self.bench, name=name, command=command)
-
-    def execute(
-        self, writer: RunWriter, *, on_finished: OnFinished, interruption: Interruption
-    ) -> None:
-        """See :class:`Runner`."""
-        execute(self.bench, writer, on_finished=on_finished, interruption=interruption)
+    plan: Plan
+    manifest: Manifest
+    execute: Callable[[RunWriter, OnFinished, Interruption], None]
 
 
 def execute(
     bench: Bench,
     writer: RunWriter,
-    *,
     on_finished: OnFinished,
     interruption: Interruption | None = None,
 ) -> None:
@@ -90,8 +84,7 @@ def execute(
             within one; resuming the run makes the answers that are not written.
     """
     stop = interruption or Interruption()
-    todo = open_rounds(bench_rounds(bench), writer, greedy=bench.sampling is None)
-    device = DeviceLog(writer.folder, nvml_of(bench.target.device))
+    todo = open_rounds(bench.rounds, writer, greedy=bench.sampling is None)
     with collected_by_hand():
         if any(missing(item, writer) for item in todo):
             warm_up(bench)
@@ -99,24 +92,30 @@ def execute(
             stop.stop_if_asked()
             stop.under_way = f"question {turns[0].question.question_id}"
             for item in turns:
-                answer_round(bench, item, writer, note=device.note, on_finished=on_finished)
+                answer_round(
+                    bench,
+                    item,
+                    writer,
+                    on_finished=on_finished,
+                    on_edge=lambda edge: append_edges(writer.folder, [edge]),
+                )
         stop.under_way = ""
 
 
 def answer_round(
-    bench: Bench, item: Round, ledger: Ledger, *, note: NoteDevice, on_finished: OnFinished
+    bench: Bench, item: Round, ledger: Ledger, *, on_finished: OnFinished, on_edge: OnEdge
 ) -> None:
     """Let all entries answer a prompt, one after the other, and judge their answers."""
     gc.collect()
-    entries = missing(item, ledger)
-    if entries:  # else the round has only its verdicts left
-        note(item, BEFORE)
+    entries, nvml = missing(item, ledger), nvml_of(bench.target.device)
+    if entries and nvml is not None:  # else the round has only its verdicts left
+        on_edge(edge_now(nvml, item, BEFORE))
     for entry in entries:
         generation, steps = generate(bench, item, entry, ledger.finished)
         ledger.append(generation, steps)
         on_finished(generation)
-    if entries:
-        note(item, AFTER)
+    if entries and nvml is not None:
+        on_edge(edge_now(nvml, item, AFTER))
     _judge(bench, item, ledger)
 
 
@@ -126,17 +125,36 @@ def warm_up(bench: Bench) -> None:
     The longest, so that memory has seen its peak before anything is measured.  A failure is dropped
     with the rest of the answer; the same prompt's own turn records it.
     """
-    first = [item for item in bench_rounds(bench) if item.turn == 0]
+    first = [item for item in bench.rounds if item.turn == 0]
     first.sort(key=lambda item: len(item.question.turns[0]), reverse=True)
     for number in range(bench.settings.warmup):
         for entry in bench.methods:
             generate(bench, first[number % len(first)], entry, {}, at_most=WARMUP_TOKENS)
 
 
-def bench_rounds(bench: Bench) -> list[Round]:
-    """Every prompt of the run, in order."""
-    questions = bench.questions.questions
-    return list(rounds(questions, tuple(bench.methods), repeats=bench.settings.repeats))
+def edge_now(nvml: Nvml, block: Round, edge: str) -> BlockEdge:
+    """The device's state at this moment, which is an edge of the block: not in a timed span."""
+    return BlockEdge(
+        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        question_id=block.question.question_id,
+        turn=block.turn,
+        repeat=block.repeat,
+        edge=edge,
+        **asdict(nvml.state()),
+    )
+
+
+def append_edges(folder: Path, edges: Iterable[BlockEdge]) -> None:
+    """Add lines to the run's ``device.jsonl``, after a torn last one is cut off.
+
+    Without edges no file is made.
+    """
+    lines, path = b"".join(map(as_line, edges)), folder / DEVICE
+    if lines:
+        if path.exists():
+            drop_torn_line(path)
+        with storing(folder), LineFile(path) as file:
+            file.append(lines)
 
 
 @torch.inference_mode()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import torch
@@ -16,10 +16,11 @@ from specbench_kangaroo.machine.devices import default_device, environment, main
 from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.models.templates import template_named
 from specbench_kangaroo.record.errors import UsageError, look_up
-from specbench_kangaroo.record.schema import BASELINE, EntryRecord, Manifest
-from specbench_kangaroo.run.config import Entry, ModelChoice, Request, Settings, entries_of
+from specbench_kangaroo.record.schema import EntryRecord, Manifest
+from specbench_kangaroo.run.config import Entry, ModelChoice, Request, Settings
 from specbench_kangaroo.run.questions import QuestionSet, load_questions, select
 from specbench_kangaroo.run.registry import method_class, parse_options
+from specbench_kangaroo.run.schedule import Round, rounds
 
 _CAPTURERS: Mapping[str, type[CudaCapturer] | None] = {"eager": None, "graph": CudaCapturer}
 
@@ -30,25 +31,27 @@ class Plan:
 
     request: Request
     questions: QuestionSet  # those selected; the hash is the whole set's
-    options: Mapping[str, MethodOptions]  # by label, the baseline's first
-    sampling: Sampling | None  # None: greedy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """A run that is ready to start; ``methods`` are by label, the baseline first."""
-
-    request: Request
-    loaded: LoadedModel
-    target: Target
-    questions: QuestionSet  # those selected; the hash is the whole set's
-    methods: Mapping[str, Method]
     sampling: Sampling | None  # None: greedy
 
     @property
     def settings(self) -> Settings:
         """What holds for every entry alike."""
         return self.request.settings
+
+    @property
+    def rounds(self) -> list[Round]:
+        """Every prompt of the run, in order."""
+        labels = [entry.label for entry in self.request.all_entries]
+        return list(rounds(self.questions.questions, labels, repeats=self.settings.repeats))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench(Plan):
+    """A run that is ready to start; ``methods`` are by label, the baseline first."""
+
+    loaded: LoadedModel
+    target: Target
+    methods: Mapping[str, Method]
 
 
 def open_bench(request: Request) -> Bench:
@@ -71,12 +74,8 @@ def plan_of(request: Request) -> Plan:
     sampling = sampling_of(request.settings)
     questions = load_questions(request.questions.source)
     chosen = select(questions.questions, request.questions.tasks, request.questions.limit)
-    return Plan(
-        request=request,
-        questions=QuestionSet(questions.name, questions.sha256, chosen),
-        options=entry_options(request.all_entries),
-        sampling=sampling,
-    )
+    entry_options(request.all_entries)
+    return Plan(request=request, questions=replace(questions, questions=chosen), sampling=sampling)
 
 
 def load_bench(plan: Plan) -> Bench:
@@ -91,16 +90,17 @@ def load_bench(plan: Plan) -> Bench:
     )
     capturer = capturer_of(choice, loaded.model.device)
     target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer, capturer=capturer)
+    options = entry_options(plan.request.all_entries)
     return Bench(
         request=plan.request,
+        questions=plan.questions,
+        sampling=plan.sampling,
         loaded=loaded,
         target=target,
-        questions=plan.questions,
         methods={
-            entry.label: method_class(entry.method).load(target, plan.options[entry.label])
+            entry.label: method_class(entry.method).load(target, options[entry.label])
             for entry in plan.request.all_entries
         },
-        sampling=plan.sampling,
     )
 
 
@@ -157,13 +157,7 @@ def entry_options(entries: Iterable[Entry]) -> dict[str, MethodOptions]:
     return found
 
 
-def method_options(methods: Sequence[str], texts: Sequence[str]) -> dict[str, MethodOptions]:
-    """The options of the baseline and of ``methods`` under their own names; see above."""
-    names = [name for name in dict.fromkeys(methods) if name != BASELINE]
-    return entry_options((Entry(BASELINE, BASELINE), *entries_of(names, texts)))
-
-
-def manifest(bench: Bench, *, name: str, command: str) -> Manifest:
+def manifest(bench: Bench, *, name: str = "", command: str = "") -> Manifest:
     """``run.json`` of a run that starts now."""
     choice = bench.request.questions
     settings = asdict(bench.settings) | {

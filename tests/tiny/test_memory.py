@@ -18,7 +18,7 @@ from specbench_kangaroo.engine.method import Draft, Drafter, Method, Session, Ve
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
-from specbench_kangaroo.run.memory import is_device_lost, is_out_of_memory
+from specbench_kangaroo.run.generation import is_device_lost, is_out_of_memory
 from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.run.runner import execute
 from specbench_kangaroo.run.setup import Bench, manifest
@@ -230,7 +230,7 @@ def test_only_a_lack_of_memory_is_taken_for_one() -> None:
     assert not any(map(is_device_lost, ERRORS)), "they cost one answer, not the run"
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert is_out_of_memory(caught.value), "torch says it in other words now: fix memory.py"
+    assert is_out_of_memory(caught.value), "torch says it in other words now: fix generation.py"
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(KeyError("out of memory"))
 

@@ -24,11 +24,10 @@ from specbench_kangaroo.record.manifest import MANIFEST
 from specbench_kangaroo.record.schema import Generation, GenerationKey, Manifest
 from specbench_kangaroo.record.writer import GENERATIONS, Run, RunWriter, read_run
 from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
-from specbench_kangaroo.run.ledger import MemoryLedger, missing, unjudged
 from specbench_kangaroo.run.questions import Question
 from specbench_kangaroo.run.runner import execute
-from specbench_kangaroo.run.schedule import Round
-from specbench_kangaroo.run.setup import Bench, Plan, manifest, plan_of
+from specbench_kangaroo.run.schedule import MemoryLedger, Round, missing, unjudged
+from specbench_kangaroo.run.setup import Bench, manifest, plan_of
 from specbench_kangaroo.run.signals import Interruption
 from specbench_kangaroo.run.workers import cluster, dealing
 from specbench_kangaroo.run.workers.cluster import cores_each, share_of
@@ -42,7 +41,7 @@ from specbench_kangaroo.run.workers.dealing import (
     Unit,
     open_units,
 )
-from specbench_kangaroo.run.workers.session import Workers, devices_differ, load_all, merged
+from specbench_kangaroo.run.workers.session import devices_differ, load_all, merged, runner_of
 from specbench_kangaroo.run.workers.worker import Worker
 from tests.unit.runs import make_answer, make_judgement, make_manifest
 
@@ -78,7 +77,7 @@ class HereCrew:
         self.on_wait: Callable[[], None] = lambda: None
 
     def _worker(self, number: int) -> Worker:
-        worker = Worker(number, plan(self._benches[number]), threads=1)
+        worker = Worker(number, self._benches[number], threads=1)
         worker._bench = self._benches[number]
         return worker
 
@@ -99,16 +98,7 @@ class HereCrew:
         return Died(worker) if self._dies(worker, unit) else self._workers[worker].answer(unit)
 
     def _ready(self, worker: int) -> Ready:
-        return Ready(worker, manifest(self._benches[worker], name="", command=""))
-
-
-def plan(bench: Bench) -> Plan:
-    return Plan(
-        request=bench.request,
-        questions=bench.questions,
-        options={name: method.options for name, method in bench.methods.items()},
-        sampling=bench.sampling,
-    )
+        return Ready(worker, manifest(self._benches[worker]))
 
 
 def make_benches(workers: int = 2, **settings: Any) -> list[Bench]:
@@ -125,13 +115,11 @@ def run(
     heard: list[Any] | None = None,
 ) -> Run:
     told: list[Any] = [] if heard is None else heard
-    manifests = [manifest(bench, name="", command="") for bench in benches]
-    workers = Workers(crew, plan(benches[0]), manifests, say=told.append)
-    record = workers.manifest(name="run", command="specbench run")
+    manifests = [manifest(bench) for bench in benches]
+    runner = runner_of(crew, benches[0], manifests, say=told.append)
+    record = replace(runner.manifest, name="run", command="specbench run")
     with (RunWriter.resume if resume else RunWriter.create)(folder, record) as writer:
-        workers.execute(
-            writer, on_finished=told.append, interruption=interruption or Interruption()
-        )
+        runner.execute(writer, told.append, interruption or Interruption())
     return read_run(folder)
 
 
@@ -226,7 +214,7 @@ def test_a_replacement_that_refuses_says_why(tmp_path: Path) -> None:
 
 def test_a_replacement_must_run_the_same_thing(tmp_path: Path) -> None:
     benches = make_benches()
-    other = manifest(benches[1], name="", command="")
+    other = manifest(benches[1])
     other = replace(other, settings={**other.settings, "dtype": "float32"})
     crew = HereCrew(benches, dies=lambda worker, _: worker == 1, starts=[Ready(1, other)])
     with pytest.raises(UsageError, match=r"worker 1 differs .* settings.dtype is 'float32' there"):
@@ -331,10 +319,9 @@ def deal(crew: Knows, folder: Path, *, resume: bool, ctrl_c: int = 0) -> bool:
     with suppress(KeyboardInterrupt):
         with (RunWriter.resume if resume else RunWriter.create)(folder, make_manifest()) as writer:
             dealer = Dealer(
-                crew,
-                writer,
-                workers=2,
-                agree=lambda *_: None,
+                crew=crew,
+                manifests=[make_manifest()] * 2,
+                writer=writer,
                 say=print,
                 on_finished=lambda _: None,
                 interruption=Interruption(),
@@ -390,25 +377,25 @@ def changed(record: Manifest, **environment: Any) -> Manifest:
 
 
 def test_the_manifest_has_the_environment_of_each_worker() -> None:
-    records = [manifest(bench, name="", command="") for bench in make_benches()]
-    found = merged([records[0], changed(records[1], cpu="abacus")], name="run", command="c")
-    assert (found.name, found.command, found.settings["workers"]) == ("run", "c", 2)
+    records = [manifest(bench) for bench in make_benches()]
+    found = merged([records[0], changed(records[1], cpu="abacus")])
+    assert found.settings["workers"] == 2
     cpus = [worker["cpu"] for worker in found.environment["workers"]]
     assert cpus == [records[0].environment["cpu"], "abacus"]
     assert found.environment["cpu"] == records[0].environment["cpu"]
 
 
 def test_different_devices_are_said_aloud() -> None:
-    first, second = (manifest(bench, name="", command="") for bench in make_benches())
+    first, second = (manifest(bench) for bench in make_benches())
     assert devices_differ([first, second]) is None
     assert "abacus" in str(devices_differ([first, changed(second, cpu="abacus")]))
 
 
 def test_workers_that_disagree_are_refused_by_number_and_field() -> None:
-    first, second = (manifest(bench, name="", command="") for bench in make_benches())
+    first, second = (manifest(bench) for bench in make_benches())
     second = replace(second, hashes={**second.hashes, "model": "ff"})
     with pytest.raises(UsageError, match=r"worker 1 differs from worker 0: hashes\.model is 'ff'"):
-        merged([first, second], name="run", command="")
+        merged([first, second])
 
 
 def test_what_a_worker_cannot_load_is_the_users_one_line(tmp_path: Path) -> None:
@@ -435,7 +422,7 @@ class Scripted:
 
 
 def test_all_workers_are_ready_before_the_first_question() -> None:
-    first, second = (manifest(bench, name="", command="") for bench in make_benches())
+    first, second = (manifest(bench) for bench in make_benches())
     crew = Scripted(Ready(1, second), None, Ready(0, first))
     assert load_all(crew, 2) == [first, second]
     with pytest.raises(UsageError, match="no such model"):

@@ -17,8 +17,8 @@ from specbench_kangaroo.record.schema import AFTER, BEFORE, BlockEdge
 from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.report.details import device_notes
 from specbench_kangaroo.report.sections import report_of
-from specbench_kangaroo.run.device_log import DeviceLog
 from specbench_kangaroo.run.questions import Question
+from specbench_kangaroo.run.runner import append_edges, edge_now
 from specbench_kangaroo.run.schedule import Round
 from specbench_kangaroo.stats.device_health import health
 from specbench_kangaroo.stats.summary import summarise, to_json
@@ -33,6 +33,12 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     fake = fake_nvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     return fake
+
+
+def note(folder: Path, place: str, *, worker: int = 0) -> None:
+    """Write the device's state down as a run does."""
+    now = edge_now(telemetry.open_nvml(UUID), BLOCK, place)
+    append_edges(folder, [replace(now, worker=worker)])
 
 
 def edge(place: str = AFTER, **changes: Any) -> BlockEdge:
@@ -106,9 +112,8 @@ def test_nvml_without_its_package_or_device_says_why(monkeypatch: pytest.MonkeyP
 
 def test_a_block_edge_has_its_place_and_the_device(nvml: SimpleNamespace, tmp_path: Path) -> None:
     nvml.mask = 0x4
-    log = DeviceLog(tmp_path, telemetry.open_nvml(UUID), worker=3)
-    log.note(BLOCK, BEFORE)
-    log.note(BLOCK, AFTER)
+    note(tmp_path, BEFORE, worker=3)
+    note(tmp_path, AFTER, worker=3)
     before, after = read_device_log(tmp_path)
     assert (before.question_id, before.turn, before.repeat, before.worker) == (7, 1, 2, 3)
     assert (before.edge, after.edge) == (BEFORE, AFTER)
@@ -120,19 +125,18 @@ def test_a_block_edge_has_its_place_and_the_device(nvml: SimpleNamespace, tmp_pa
     assert before.time <= after.time
 
 
-def test_without_nvml_a_run_folder_has_no_device_file(tmp_path: Path) -> None:
-    DeviceLog(tmp_path, None).note(BLOCK, BEFORE)
+def test_without_edges_a_run_folder_has_no_device_file(tmp_path: Path) -> None:
+    append_edges(tmp_path, [])
     assert not list(tmp_path.iterdir())
     assert read_device_log(tmp_path) == ()
 
 
 def test_a_resumed_run_appends_after_a_torn_line(nvml: SimpleNamespace, tmp_path: Path) -> None:
-    device = telemetry.open_nvml(UUID)
-    DeviceLog(tmp_path, device).note(BLOCK, BEFORE)
+    note(tmp_path, BEFORE)
     with (tmp_path / DEVICE).open("ab") as file:
         file.write(b'{"time": "2026-11')
     assert len(read_device_log(tmp_path)) == 1, "a kill within a line must not cost the report"
-    DeviceLog(tmp_path, device).note(BLOCK, AFTER)
+    note(tmp_path, AFTER)
     assert [item.edge for item in read_device_log(tmp_path)] == [BEFORE, AFTER]
 
 
@@ -226,7 +230,7 @@ def test_a_throttled_run_is_warned_of_in_every_report(
     measured: Path, nvml: SimpleNamespace
 ) -> None:
     nvml.mask = 0x20
-    DeviceLog(measured, telemetry.open_nvml(UUID)).note(BLOCK, AFTER)
+    note(measured, AFTER)
     summary = summarise(read_run(measured))
     assert to_json(summary)["device_health"]["reasons"] == {"sw_thermal_slowdown": 1}
     closing = report_of(summary, with_details=False).closing

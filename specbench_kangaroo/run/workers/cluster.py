@@ -14,13 +14,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.run.setup import Plan
+from specbench_kangaroo.run.workers import worker
 from specbench_kangaroo.run.workers.dealing import Died, Event, Unit
-
-if TYPE_CHECKING:
-    from specbench_kangaroo.run.setup import Plan
 
 LOCAL = "local"  # Ray's address of a cluster that is started here and ends with this process
 PATIENCE_S = 1.0  # how long a wait takes in which nothing happens
@@ -52,18 +51,14 @@ def cluster(address: str | None, *, cpus: int) -> Iterator[Any]:
     if address is not None:
         _reach(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    started_here: dict[str, Any] = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
+    options = started_here if address is None else {}
     try:
-        if address is None:
-            ray.init(
-                LOCAL,
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            ray.init(address, **quiet)
+        ray.init(address or LOCAL, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _unreachable(address or "this machine", error) from error
     finally:
@@ -150,12 +145,10 @@ class RayCrew:
     """
 
     def __init__(self, ray: Any, plan: Plan, share: Share) -> None:
-        from specbench_kangaroo.run.workers.worker import Worker  # noqa: PLC0415 (imports torch)
-
         self._ray = ray
         self._plan = plan
         self._threads = share.threads
-        self._actor = ray.remote(Worker).options(
+        self._actor = ray.remote(worker.Worker).options(
             num_cpus=share.cpus,
             num_gpus=1 if share.device == "cuda" else 0,
             max_restarts=0,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.manifest import first_difference
 from specbench_kangaroo.record.schema import (
     BlockEdge,
     Generation,
@@ -23,10 +24,12 @@ from specbench_kangaroo.record.schema import (
     StepRecord,
 )
 from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.device_log import append_edges
-from specbench_kangaroo.run.ledger import Ledger, missing, open_rounds
-from specbench_kangaroo.run.schedule import Round, conversations
+from specbench_kangaroo.run.runner import OnFinished, append_edges
+from specbench_kangaroo.run.schedule import Ledger, Round, conversations, missing, open_rounds
 from specbench_kangaroo.run.signals import Interruption
+
+Say = Callable[[str], None]
+"""Tells the user what happened, in a line."""
 
 MOST_DEATHS = 3
 """So many workers may die of one question, or one after the other while they load."""
@@ -121,36 +124,28 @@ class Crew(Protocol):
         ...
 
 
+@dataclass(kw_only=True)
 class Dealer:
     """One run's dealing, from workers that are ready to the last answer.
 
-    Args:
-        crew: workers 0 to ``workers - 1``, all of them ready.
+    Attributes:
+        crew: workers by their place in ``manifests``, all of them ready.
+        manifests: of each worker; one that replaces another must not differ from the first.
         writer: the run folder.
-        agree: refuses the manifest of a worker that replaces another, by a UsageError.
         say: tells the user what happened, in a line.
         on_finished: called for every generation, when its unit has arrived.
         interruption: asked before a unit is dealt.
     """
 
-    def __init__(
-        self,
-        crew: Crew,
-        writer: RunWriter,
-        *,
-        workers: int,
-        agree: Callable[[int, Manifest], None],
-        say: Callable[[str], None],
-        on_finished: Callable[[Generation], None],
-        interruption: Interruption,
-    ) -> None:
-        self._crew = crew
-        self._writer = writer
-        self._agree = agree
-        self._say = say
-        self._on_finished = on_finished
-        self._interruption = interruption
-        self._idle = set(range(workers))
+    crew: Crew
+    manifests: Sequence[Manifest]
+    writer: RunWriter
+    say: Say
+    on_finished: OnFinished
+    interruption: Interruption
+
+    def __post_init__(self) -> None:
+        self._idle = set(range(len(self.manifests)))
         self._running: dict[int, Unit] = {}
         self._deaths: Counter[tuple[int, int]] = Counter()  # by question and repeat
         self._failed_starts: Counter[int] = Counter()
@@ -164,14 +159,14 @@ class Dealer:
         """
         self._queue = deque(units)
         while True:
-            if not self._interruption.asked:
+            if not self.interruption.asked:
                 self._deal()
-            if not self._running and (self._interruption.asked or not self._queue):
+            if not self._running and (self.interruption.asked or not self._queue):
                 break
-            self._take(self._crew.wait())
+            self._take(self.crew.wait())
         if self._queue:
-            self._interruption.stop_if_asked()
-        self._interruption.under_way = ""
+            self.interruption.stop_if_asked()
+        self.interruption.under_way = ""
 
     def _deal(self) -> None:
         for worker in sorted(self._idle):
@@ -181,13 +176,10 @@ class Dealer:
                 self._queue.remove(unit)
                 self._idle.remove(worker)
                 self._running[worker] = unit
-                self._crew.ask(worker, unit)
-        self._say_what_is_under_way()
-
-    def _say_what_is_under_way(self) -> None:
+                self.crew.ask(worker, unit)
         ids = [str(self._running[worker].question_id) for worker in sorted(self._running)]
         plural = "s" if len(ids) > 1 else ""
-        self._interruption.under_way = f"question{plural} {', '.join(ids)}" if ids else ""
+        self.interruption.under_way = f"question{plural} {', '.join(ids)}" if ids else ""
 
     def _take(self, event: Event | None) -> None:
         match event:
@@ -198,7 +190,7 @@ class Dealer:
             case Died(worker=worker):
                 self._bury(worker)
             case Ready(worker=worker, manifest=manifest):
-                self._agree(worker, manifest)
+                refuse_disagreement(worker, manifest, self.manifests[0])
                 self._failed_starts[worker] = 0
                 self._idle.add(worker)
             case Refused(worker=worker, reason=reason):
@@ -206,11 +198,11 @@ class Dealer:
 
     def _write(self, found: Answered) -> None:
         for generation, steps in found.answers:
-            self._writer.append(generation, steps)
-            self._on_finished(generation)
+            self.writer.append(generation, steps)
+            self.on_finished(generation)
         for verdict in found.verdicts:
-            self._writer.judge(verdict)
-        append_edges(self._writer.folder, found.edges)
+            self.writer.judge(verdict)
+        append_edges(self.writer.folder, found.edges)
 
     def _bury(self, worker: int) -> None:
         """Deal the dead worker's unit again, and put another worker into its place."""
@@ -218,7 +210,7 @@ class Dealer:
         if unit is None:
             self._failed_starts[worker] += 1
         else:
-            self._say(f"worker {worker} died while it answered question {unit.question_id}")
+            self.say(f"worker {worker} died while it answered question {unit.question_id}")
             self._deaths[unit.key] += 1
             if self._deaths[unit.key] < MOST_DEATHS:
                 self._queue.appendleft(unit)
@@ -229,18 +221,24 @@ class Dealer:
                 f"worker {worker} died {MOST_DEATHS} times while it loaded the model, perhaps for "
                 "lack of memory; give fewer --workers"
             )
-        if not self._interruption.asked:
-            self._crew.start(worker)
+        if not self.interruption.asked:
+            self.crew.start(worker)
 
     def _give_up(self, worker: int, unit: Unit) -> None:
+        error = f"{MOST_DEATHS} workers died while they answered this question"
         for item in unit.rounds:
-            for method in missing(item, self._writer):
-                generation = _lost(item, method, worker)
-                self._writer.append(generation, ())
-                self._on_finished(generation)
+            for entry in missing(item, self.writer):
+                lost = item.unanswered(entry)
+                lost = replace(lost, status=Status.ERROR, error=error, worker=worker)
+                self.writer.append(lost, ())
+                self.on_finished(lost)
 
 
-def _lost(item: Round, method: str, worker: int) -> Generation:
-    """The record of an answer that no worker has survived."""
-    error = f"{MOST_DEATHS} workers died while they answered this question"
-    return replace(item.unanswered(method), status=Status.ERROR, error=error, worker=worker)
+def refuse_disagreement(worker: int, given: Manifest, first: Manifest) -> None:
+    """Raises :class:`UsageError` that names the first field in which a worker's run is another."""
+    found = first_difference(first, given)
+    if found is not None:
+        raise UsageError(
+            f"worker {worker} differs from worker 0: {found.field} is {found.given!r} there and "
+            f"{found.stored!r} on worker 0; give all nodes the same model, weights and versions"
+        )
