@@ -11,22 +11,14 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from specbench_kangaroo.machine.devices import DTYPES
 from specbench_kangaroo.models.catalogue import MODELS
-from specbench_kangaroo.models.shapes import SHAPES
 from specbench_kangaroo.models.templates import TEMPLATES
 from specbench_kangaroo.record.manifest import MANIFEST
 from specbench_kangaroo.record.schema import BASELINE
-from specbench_kangaroo.run.questions import SOURCES, TASKS
 from specbench_kangaroo.run.registry import built_in_files, method_names
 
 _FOLDERS_LOOKED_AT = 2000  # the user who presses Tab in a home folder does not wait for all of it
 _DEPTH = 3  # results/reference/NAME
-
-
-def methods() -> list[str]:
-    """Every method there is."""
-    return method_names()
 
 
 def entries(incomplete: str) -> list[str]:
@@ -48,34 +40,9 @@ def models() -> list[tuple[str, str]]:
     return [(name, spec.title) for name, spec in MODELS.items()]
 
 
-def shapes() -> list[str]:
-    """The sizes of models that a profile can build of random weights."""
-    return list(SHAPES)
-
-
-def tasks() -> list[str]:
-    """The tasks of Spec-Bench."""
-    return list(TASKS)
-
-
 def templates() -> list[tuple[str, str]]:
     """The ways to write a prompt."""
     return [(name, template.description) for name, template in TEMPLATES.items()]
-
-
-def question_sets() -> list[str]:
-    """The question sets that have a name."""
-    return list(SOURCES)
-
-
-def dtypes() -> list[str]:
-    """All dtypes; whether this machine has them is found out by the command."""
-    return list(DTYPES)
-
-
-def devices() -> list[str]:
-    """Kinds of device; counting them would import torch."""
-    return ["cpu", "cuda"]
 
 
 def run_folders(incomplete: str) -> list[str]:

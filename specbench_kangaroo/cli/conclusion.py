@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from specbench_kangaroo.cli.output import say
+from specbench_kangaroo.cli.output import deliver, json_text, say
+from specbench_kangaroo.cli.plot import save_figures
 from specbench_kangaroo.record.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,22 +17,22 @@ if TYPE_CHECKING:
     from specbench_kangaroo.stats.summary import Summary
 
 SUMMARY = "summary.json"
+SPEEDUP_FIGURE = "speedup_by_task"
 FAILED = 1
 
 
 def conclude(run_: Run) -> int:
     """Write and show what the run found; returns the exit status."""
-    from specbench_kangaroo.cli.plot import draw  # noqa: PLC0415
-    from specbench_kangaroo.cli.report import as_json, show  # noqa: PLC0415
     from specbench_kangaroo.record.files import write_whole  # noqa: PLC0415
-    from specbench_kangaroo.stats.summary import summarise  # noqa: PLC0415
+    from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import summarise, to_json  # noqa: PLC0415
 
     summary = summarise(run_)
-    show(summary)  # first: a full disk must not hide what hours have measured
-    write_whole(run_.folder / SUMMARY, as_json(summary))
+    deliver(terminal(summary))  # first: a full disk must not hide what hours have measured
+    write_whole(run_.folder / SUMMARY, json_text(to_json(summary)))
     typer.echo(f"run folder: {run_.folder}")
     try:
-        typer.echo(f"figure: {draw(summary, run_.folder)[0]}")
+        typer.echo(f"figure: {_draw_speedup(summary, run_.folder)}")
     except UsageError as reason:
         typer.echo(f"no figure: {reason}")
     _tell_of_errors(run_)
@@ -38,6 +40,17 @@ def conclude(run_: Run) -> int:
     for failure in failures:
         say(failure)
     return FAILED if failures else 0
+
+
+def _draw_speedup(summary: Summary, folder: Path) -> Path:
+    from specbench_kangaroo.report.figures.speedups import speedup_by_task  # noqa: PLC0415
+
+    figure = speedup_by_task(summary)
+    if figure is None:
+        raise UsageError(
+            f"run {summary.run!r} has no speedup to plot: nothing but {summary.baseline} ran"
+        )
+    return save_figures({SPEEDUP_FIGURE: figure}, folder)[0]
 
 
 def _tell_of_errors(run_: Run) -> None:

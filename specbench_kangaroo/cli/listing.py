@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from specbench_kangaroo.cli.completion import question_sets
 from specbench_kangaroo.models.catalogue import MODELS
 from specbench_kangaroo.models.heads import KnownHeads, NeedsHeads
 from specbench_kangaroo.run.questions import CATEGORIES, SOURCES, TASKS, Question, load_questions
@@ -88,7 +87,7 @@ def questions(
             "--questions",
             help="Show the questions of this set.",
             metavar="SET",
-            autocompletion=question_sets,
+            autocompletion=lambda: list(SOURCES),
         ),
     ] = None,
 ) -> None:
@@ -142,8 +141,8 @@ def _kind(hint: Any) -> str:
 
 def _question_line(question: Question) -> str:
     """Its id, where it belongs, and how it begins, on a line of 80 columns."""
-    place = f"{question.question_id:>4}  {question.category:<15} "
     turns = f"{len(question.turns)} turns: " if len(question.turns) > 1 else ""
     start = " ".join(question.turns[0].split())
-    room = _LINE - len(place) - len(turns)
-    return place + turns + (start if len(start) <= room else f"{start[: room - 1]}…")
+    line = Text(f"{question.question_id:>4}  {question.category:<15} {turns}{start}")
+    line.truncate(_LINE, overflow="ellipsis")
+    return line.plain

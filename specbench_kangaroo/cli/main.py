@@ -16,12 +16,11 @@ import typer
 from specbench_kangaroo import __version__
 from specbench_kangaroo.cli.compare import compare
 from specbench_kangaroo.cli.doctor import doctor
-from specbench_kangaroo.cli.export import export
 from specbench_kangaroo.cli.listing import app as listing
 from specbench_kangaroo.cli.output import say
 from specbench_kangaroo.cli.plot import plot
 from specbench_kangaroo.cli.profile import profile
-from specbench_kangaroo.cli.report import report
+from specbench_kangaroo.cli.report import export, report
 from specbench_kangaroo.cli.run import INTERRUPTED, run
 from specbench_kangaroo.cli.training import distil, train
 from specbench_kangaroo.cli.tune import tune

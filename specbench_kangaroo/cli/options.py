@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-import typer
+from typer import Option
 
 from specbench_kangaroo.cli import completion
+from specbench_kangaroo.machine.devices import DTYPES
+from specbench_kangaroo.run.questions import SOURCES, TASKS
+
+Settings = TypeVar("Settings")
+
+
+def by_name(kind: Callable[..., Settings], given: Mapping[str, Any], **more: Any) -> Settings:
+    """A data class filled with the flags that its fields are named after, and with ``more``."""
+    names = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in given.items() if name in names} | more)
 
 
 class Backend(StrEnum):
@@ -18,40 +30,20 @@ class Backend(StrEnum):
     GRAPH = "graph"
 
 
-class ReportFormat(StrEnum):
-    """What a report can be rendered as."""
-
-    TERMINAL = "terminal"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    CSV = "csv"
-    JSON = "json"
-    HTML = "html"
-
-
-class FigureFormat(StrEnum):
-    """What a figure can be saved as."""
-
-    PNG = "png"
-    SVG = "svg"
-    PDF = "pdf"
-
-
 Model = Annotated[
     str,
-    typer.Option(
+    Option(
         help="Target: a name from `specbench list models`, a folder, or org/name.",
         metavar="NAME",
         autocompletion=completion.models,
     ),
 ]
 Revision = Annotated[
-    str | None,
-    typer.Option(help="Branch, tag or commit of a hub model.", metavar="NAME"),
+    str | None, Option(help="Branch, tag or commit of a hub model.", metavar="NAME")
 ]
 Template = Annotated[
     str,
-    typer.Option(
+    Option(
         help="How prompts are written: tokenizer (its own chat template), vicuna (Spec-Bench's "
         "prompts) or plain.",
         metavar="NAME",
@@ -60,25 +52,25 @@ Template = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="float32, bfloat16, float16 or float64.",
         show_default="the device's",
         metavar="NAME",
-        autocompletion=completion.dtypes,
+        autocompletion=lambda: list(DTYPES),
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="cpu, cuda, cuda:N or auto.",
         show_default="cuda if there is one",
         metavar="NAME",
-        autocompletion=completion.devices,
+        autocompletion=lambda: ["cpu", "cuda"],
     ),
 ]
 Methods = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         help="A method beside the baseline, under a label of its own if it stands several times; "
         "repeatable. See `specbench list methods`.",
         metavar="[LABEL=]METHOD",
@@ -87,14 +79,14 @@ Methods = Annotated[
 ]
 MethodOptions = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         help="An option of a method, by its label; repeatable. See `specbench list methods`.",
         metavar="LABEL.NAME=VALUE",
     ),
 ]
 Sweeps = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--sweep",
         help="An entry for each value, in place of the label's own; several sweeps of a label give "
         "all combinations.",
@@ -103,46 +95,38 @@ Sweeps = Annotated[
 ]
 Questions = Annotated[
     str,
-    typer.Option(
+    Option(
         help="builtin, spec-bench, or the path of a file in Spec-Bench's format.",
         metavar="SET",
-        autocompletion=completion.question_sets,
+        autocompletion=lambda: list(SOURCES),
     ),
 ]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         help="Only this task; repeatable. See `specbench list tasks`.",
         show_default="all",
         metavar="NAME",
-        autocompletion=completion.tasks,
+        autocompletion=lambda: list(TASKS),
     ),
 ]
 Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Questions per task, at most.", show_default="all", metavar="N"),
+    int | None, Option(min=1, help="Questions per task, at most.", show_default="all", metavar="N")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.", metavar="N")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.", metavar="X")]
-TopP = Annotated[
-    float, typer.Option(help="Nucleus sampling; with a temperature above 0.", metavar="X")
-]
-Seed = Annotated[int, typer.Option(help="Where sampling starts from.", metavar="N")]
-Repeats = Annotated[
-    int, typer.Option(min=1, help="How often every question is asked.", metavar="N")
-]
+MaxNewTokens = Annotated[int, Option(min=1, help="Tokens per answer, at most.", metavar="N")]
+Temperature = Annotated[float, Option(min=0.0, help="0 is greedy decoding.", metavar="X")]
+TopP = Annotated[float, Option(help="Nucleus sampling; with a temperature above 0.", metavar="X")]
+Seed = Annotated[int, Option(help="Where sampling starts from.", metavar="N")]
+Repeats = Annotated[int, Option(min=1, help="How often every question is asked.", metavar="N")]
 Warmup = Annotated[
-    int,
-    typer.Option(
-        min=0, help="Prompts that every entry answers before it is measured.", metavar="N"
-    ),
+    int, Option(min=0, help="Prompts that every entry answers before it is measured.", metavar="N")
 ]
 BatchSize = Annotated[
-    int, typer.Option(help="Prompts decoded at once: 1, as in Spec-Bench.", metavar="N")
+    int, Option(help="Prompts decoded at once: 1, as in Spec-Bench.", metavar="N")
 ]
 Workers = Annotated[
     int,
-    typer.Option(
+    Option(
         min=1,
         help="Share the questions over so many workers, each with a GPU, or some of the cores, of "
         "its own; needs the extra `ray`.",
@@ -151,22 +135,20 @@ Workers = Annotated[
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="A running Ray cluster, as auto or HOST:PORT, with this package on every node.",
         show_default="this machine",
         metavar="ADDRESS",
     ),
 ]
-BackendFlag = Annotated[Backend, typer.Option(help="How the target's passes are launched.")]
+BackendFlag = Annotated[Backend, Option(help="How the target's passes are launched.")]
 RunOutput = Annotated[
     Path | None,
-    typer.Option(help="The run folder to make.", show_default="results/TIME-LABELS", metavar="DIR"),
+    Option(help="The run folder to make.", show_default="results/TIME-LABELS", metavar="DIR"),
 ]
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue the run in --output; give the same flags again."),
+    bool, Option("--resume", help="Continue the run in --output; give the same flags again.")
 ]
-Runs = Annotated[
-    list[Path],
-    typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=completion.run_folders),
+FileOutput = Annotated[
+    Path | None, Option(help="A file to write.", show_default="standard output", metavar="FILE")
 ]

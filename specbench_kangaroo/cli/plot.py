@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specbench_kangaroo.cli.completion import run_folders
-from specbench_kangaroo.cli.options import FigureFormat
 from specbench_kangaroo.cli.output import writing
+from specbench_kangaroo.record.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from specbench_kangaroo.stats.summary import Summary
-
-SPEEDUP_FIGURE = "speedup_by_task"
-LEARNING_FIGURE = "learning_curve"
+_LEARNING_FIGURE = "learning_curve"
 _FOLDER = "figures"
-_FORMATS = (FigureFormat.PNG, FigureFormat.SVG)
 
+
+class FigureFormat(StrEnum):
+    """What a figure can be saved as."""
+
+    PNG = "png"
+    SVG = "svg"
+    PDF = "pdf"
+
+
+_FORMATS = (FigureFormat.PNG, FigureFormat.SVG)
 
 Subjects = Annotated[
     list[Path],
@@ -56,53 +63,27 @@ def plot(
 ) -> None:
     """Draw the figures of runs, or how draft heads learned."""
     from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.report.figures import learning  # noqa: PLC0415
     from specbench_kangaroo.report.figures.catalogue import check_names, figures_of  # noqa: PLC0415
-    from specbench_kangaroo.report.figures.learning import WEIGHTS_SUFFIX  # noqa: PLC0415
     from specbench_kangaroo.stats.summary import summarise  # noqa: PLC0415
 
     check_names(figure or ())
     formats = format_ or _FORMATS
-    heads = [path for path in runs if path.suffix == WEIGHTS_SUFFIX]
-    folders = [path for path in runs if path.suffix != WEIGHTS_SUFFIX]
+    heads = [path for path in runs if path.suffix == learning.WEIGHTS_SUFFIX]
     if heads:
-        for path in _learning(heads, output or heads[0].parent, formats):
-            typer.echo(path)
+        curves = learning.learning_curve([learning.read_learning(path) for path in heads])
+        saved = save_figures({_LEARNING_FIGURE: curves}, output or heads[0].parent, formats)
+        typer.echo("\n".join(map(str, saved)))
+    folders = [path for path in runs if path not in heads]
     for run, folder in _folders(folders, output).items():
         found = read_run(run)
         drawn = figures_of(found, summarise(found), figure)
         _refuse_missing(run, drawn, figure)
-        for path in _save(drawn, folder, formats=formats):
-            typer.echo(path)
-
-
-def draw(summary: Summary, folder: Path) -> list[Path]:
-    """Save the speedups alone, which is what a run shows of itself when it ends.
-
-    Raises:
-        UsageError: there is no speedup, or the folder cannot be written.
-    """
-    from specbench_kangaroo.record.errors import UsageError  # noqa: PLC0415
-    from specbench_kangaroo.report.figures.speedups import speedup_by_task  # noqa: PLC0415
-
-    figure = speedup_by_task(summary)
-    if figure is None:
-        raise UsageError(
-            f"run {summary.run!r} has no speedup to plot: nothing but {summary.baseline} ran"
-        )
-    return _save({SPEEDUP_FIGURE: figure}, folder, formats=_FORMATS)
-
-
-def _learning(heads: Sequence[Path], folder: Path, formats: Sequence[FigureFormat]) -> list[Path]:
-    from specbench_kangaroo.report.figures.learning import learning_curve, read_learning  # noqa: PLC0415
-
-    figure = learning_curve([read_learning(path) for path in heads])
-    return _save({LEARNING_FIGURE: figure}, folder, formats=formats)
+        typer.echo("\n".join(map(str, save_figures(drawn, folder, formats))))
 
 
 def _folders(runs: Sequence[Path], output: Path | None) -> dict[Path, Path]:
     """Where the figures of each run go."""
-    from specbench_kangaroo.record.errors import UsageError  # noqa: PLC0415
-
     if output is None:
         return {run: run / _FOLDER for run in runs}
     folders = {run: output / run.resolve().name for run in runs}
@@ -118,8 +99,6 @@ def _folders(runs: Sequence[Path], output: Path | None) -> dict[Path, Path]:
 
 def _refuse_missing(run: Path, drawn: Mapping[str, Figure], asked: Sequence[str] | None) -> None:
     """Whoever asks for a figure by name is told why there is none."""
-    from specbench_kangaroo.record.errors import UsageError  # noqa: PLC0415
-
     missing = [name for name in asked or () if name not in drawn]
     if missing:
         raise UsageError(f"{run} has no data for {', '.join(missing)}; leave it out")
@@ -127,9 +106,10 @@ def _refuse_missing(run: Path, drawn: Mapping[str, Figure], asked: Sequence[str]
         raise UsageError(f"{run} has no answers to draw anything from; see its generations.jsonl")
 
 
-def _save(
-    drawn: Mapping[str, Figure], folder: Path, *, formats: Sequence[FigureFormat]
+def save_figures(
+    drawn: Mapping[str, Figure], folder: Path, formats: Sequence[FigureFormat] = _FORMATS
 ) -> list[Path]:
+    """Save figures by name, each in every format; returns the files."""
     from specbench_kangaroo.report.figures.style import save  # noqa: PLC0415
 
     with writing(folder):

@@ -1,43 +1,69 @@
-"""``specbench report``: the figures of finished runs, as text."""
+"""``specbench report`` and ``specbench export``: finished runs as text, and for other programs."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from specbench_kangaroo.cli.options import ReportFormat, Runs
-from specbench_kangaroo.cli.output import plain_text, write_file
+from specbench_kangaroo.cli.completion import run_folders
+from specbench_kangaroo.cli.options import FileOutput
+from specbench_kangaroo.cli.output import deliver, json_text, say, writing
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.stats.summary import Summary
+    from rich.console import RenderableType
 
-_FILE_WIDTH = 100  # of terminal tables in a file, which has no width of its own
+
+class ReportFormat(StrEnum):
+    """What a report can be rendered as."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+    JSON = "json"
+    HTML = "html"
+
+
+class ExportFormat(StrEnum):
+    """What a run can be exported as."""
+
+    SPEC_BENCH = "spec-bench"
+
+
+Runs = Annotated[
+    list[Path], Argument(metavar="RUN...", help="Run folders.", autocompletion=run_folders)
+]
+Format = Annotated[ReportFormat, Option("--format", help="What to write.")]
+Details = Annotated[bool, Option("--details", help="In the terminal, all tables of every entry.")]
+Published = Annotated[
+    bool,
+    Option(
+        "--published",
+        help="In the terminal and LaTeX, what papers and the leaderboard say of the methods.",
+    ),
+]
+ExportedRun = Annotated[
+    Path, Argument(metavar="RUN", help="A run folder.", autocompletion=run_folders)
+]
+OtherFormat = Annotated[ExportFormat, Option("--format", help="What to write.")]
+Folder = Annotated[
+    Path | None, Option(help="A folder for the files.", show_default="RUN/FORMAT", metavar="DIR")
+]
 
 
 def report(
     runs: Runs,
-    format_: Annotated[
-        ReportFormat, typer.Option("--format", help="What to write.")
-    ] = ReportFormat.TERMINAL,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="A file to write.", show_default="standard output", metavar="FILE"),
-    ] = None,
-    details: Annotated[
-        bool, typer.Option("--details", help="In the terminal, all tables of every entry.")
-    ] = False,
-    published: Annotated[
-        bool,
-        typer.Option(
-            "--published",
-            help="In the terminal and LaTeX, what papers and the leaderboard say of the methods.",
-        ),
-    ] = False,
+    format_: Format = ReportFormat.TERMINAL,
+    output: FileOutput = None,
+    details: Details = False,
+    published: Published = False,
 ) -> None:
     """Show the figures of runs: side by side if there are several, then one run after another.
 
@@ -46,49 +72,25 @@ def report(
     """
     # Before pyarrow is imported: its own pool keeps what it frees, 150 MB of a large run.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    if output is None and format_ is ReportFormat.TERMINAL:
-        show(*_summaries(runs), details=details, published=published)
-        return
-    text = _as_text(runs, format_, details=details, published=published)
-    if output is not None:
-        write_file(output, text)
-    else:
-        typer.echo(text, nl=False)
+    deliver(_rendered(runs, format_, details=details, published=published), output)
 
 
-def show(*summaries: Summary, details: bool = False, published: bool = False) -> None:
-    """Print tables that take the terminal's width and colours."""
-    from rich.console import Console  # noqa: PLC0415
-
-    from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415
-
-    Console(highlight=False).print(terminal(*summaries, details=details, published=published))
-
-
-def as_json(*summaries: Summary) -> str:
-    """The document of one run, or a list of them."""
-    from specbench_kangaroo.stats.summary import to_json  # noqa: PLC0415
-
-    documents = [to_json(summary) for summary in summaries]
-    return json.dumps(documents if len(documents) > 1 else documents[0], indent=2) + "\n"
-
-
-def _summaries(folders: Sequence[Path]) -> list[Summary]:
-    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
-    from specbench_kangaroo.stats.summary import summarise  # noqa: PLC0415
-
-    return [summarise(read_run(folder)) for folder in folders]  # no run is kept: it may be large
-
-
-def _as_text(
+def _rendered(
     folders: Sequence[Path], format_: ReportFormat, *, details: bool, published: bool
-) -> str:
-    """A report without colours, ending in a newline.  Imports what the format needs, no more."""
+) -> RenderableType:
+    """What the format shows of the runs.  Imports what it needs, no more."""
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.stats.summary import summarise, to_json  # noqa: PLC0415
+
     if format_ is ReportFormat.HTML:
-        return _page(folders)
-    summaries = _summaries(folders)
+        from specbench_kangaroo.report.html_report import illustrated, page  # noqa: PLC0415
+
+        numbered = enumerate(folders, 1)
+        return page(*(illustrated(read_run(path), anchor=f"run-{i}") for i, path in numbered))
+    summaries = [summarise(read_run(path)) for path in folders]  # no run is kept: it may be large
     if format_ is ReportFormat.JSON:
-        return as_json(*summaries)
+        documents = [to_json(summary) for summary in summaries]
+        return json_text(documents if len(documents) > 1 else documents[0])
     if format_ is ReportFormat.CSV:
         from specbench_kangaroo.report.csv_tables import csv_text  # noqa: PLC0415
 
@@ -103,13 +105,29 @@ def _as_text(
         return latex(*summaries, published=published)
     from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415
 
-    drawing = terminal(*summaries, details=details, published=published)
-    return plain_text(drawing, width=_FILE_WIDTH)
+    return terminal(*summaries, details=details, published=published)
 
 
-def _page(folders: Sequence[Path]) -> str:
+def export(
+    run: ExportedRun, format_: OtherFormat = ExportFormat.SPEC_BENCH, output: Folder = None
+) -> None:
+    """Write a run as answer files for Spec-Bench's own evaluation/speed.py, one per entry.
+
+    Files of the same names are replaced.
+    """
     from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
-    from specbench_kangaroo.report.html_report import illustrated, page  # noqa: PLC0415
+    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
+    from specbench_kangaroo.report.spec_bench_answers import answer_files  # noqa: PLC0415
 
-    numbered = enumerate(folders, 1)
-    return page(*(illustrated(read_run(path), anchor=f"run-{i}") for i, path in numbered))
+    folder = output or run / format_.value
+    files = answer_files(read_run(run))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files.values():
+            lines = (json.dumps(line) + "\n" for line in file.lines)
+            (folder / file.name).write_text("".join(lines), "utf-8")
+    for file in files.values():
+        typer.echo(folder / file.name)
+    for label, file in files.items():
+        if file.left_out:
+            say(f"{label}: left out {counted(file.left_out, 'answer')} that failed")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ import typer
 
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.conclusion import conclude
-from specbench_kangaroo.cli.output import say
-from specbench_kangaroo.cli.run_progress import run_progress
+from specbench_kangaroo.cli.output import say, still_bar
 from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.record.errors import ResumableError, UsageError
 from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
@@ -30,7 +28,7 @@ from specbench_kangaroo.run.config import (
 )
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.record.schema import Manifest
+    from specbench_kangaroo.record.schema import Generation, Manifest
     from specbench_kangaroo.run.runner import Runner
     from specbench_kangaroo.run.setup import Plan
     from specbench_kangaroo.run.signals import Interruption
@@ -83,14 +81,13 @@ def run(  # noqa: PLR0913 (one parameter a flag)
 
 def _request(given: Mapping[str, Any]) -> Request:
     """The flags by name as a request."""
-    choice = [item.name for item in fields(ModelChoice) if item.name != "name"]
     return Request(
-        model=ModelChoice(name=given["model"], **{name: given[name] for name in choice}),
+        model=flags.by_name(ModelChoice, given, name=given["model"]),
         questions=QuestionChoice(
             source=given["questions"], tasks=tuple(given["task"] or ()), limit=given["limit"]
         ),
         entries=entries_of(given["method"] or (), given["option"] or (), given["sweep"] or ()),
-        settings=Settings(**{item.name: given[item.name] for item in fields(Settings)}),
+        settings=flags.by_name(Settings, given),
     )
 
 
@@ -126,17 +123,18 @@ def benchmark(
     if resume and output is None:
         raise UsageError("--resume needs --output DIR, the folder of the run to continue")
     folder = output or _new_folder(request)
+    go_on = _resuming(command, folder if output is None else None)
     try:
         with interruptible() as interruption:
             try:
                 with _runner(request, ray_address) as runner:
                     _execute(runner, folder, command, resume=resume, interruption=interruption)
             except KeyboardInterrupt:
-                _tell_how_to_go_on(folder, command, interruption.word)
+                _tell_how_to_go_on(folder, go_on, interruption.word)
                 return INTERRUPTED
         return conclude(read_run(folder))
     except ResumableError as error:  # not unusable input: what is there is whole, and can go on
-        say(f"{error.problem}, then go on with {_resuming(command, folder)}")
+        say(f"{error.problem}, then go on with {go_on}")
         return INTERRUPTED
 
 
@@ -166,12 +164,17 @@ def _execute(
     say(_announcement(record, runner.plan))
     rounds = runner.plan.rounds
     total = len(rounds) * len(record.entries)
-    with writer, run_progress(total, done=len(writer.finished)) as on_finished:
+    with writer, still_bar(total, done=len(writer.finished)) as update:
+
+        def on_finished(made: Generation) -> None:
+            place = f"{made.task} {made.question_id}, {made.entry}"
+            update(advance=1, description=place)
+
         refuse_strangers(rounds, writer)
         runner.execute(writer, on_finished, interruption)
 
 
-def _tell_how_to_go_on(folder: Path, command: str, what_happened: str) -> None:
+def _tell_how_to_go_on(folder: Path, go_on: str, what_happened: str) -> None:
     from specbench_kangaroo.record.writer import GENERATIONS  # noqa: PLC0415
 
     generations = folder / GENERATIONS
@@ -179,8 +182,7 @@ def _tell_how_to_go_on(folder: Path, command: str, what_happened: str) -> None:
         say(f"{what_happened}: nothing was measured yet")
         return
     count = generations.read_bytes().count(b"\n")
-    say(f"{what_happened}: {count} generations are in {folder}; go on with")
-    say(f"  {_resuming(command, folder)}")
+    say(f"{what_happened}: {count} generations are in {folder}; go on with\n  {go_on}")
 
 
 def _new_folder(request: Request) -> Path:
@@ -210,10 +212,8 @@ def _announcement(record: Manifest, plan: Plan) -> str:
     )
 
 
-def _resuming(command: str, folder: Path) -> str:
-    words = shlex.split(command)
-    if "--resume" not in words:
-        words.append("--resume")
-    if not any(re.match("--output(=|$)", word) for word in words):
-        words += ["--output", str(folder)]
-    return shlex.join(words)
+def _resuming(command: str, new_folder: Path | None) -> str:
+    """The command that goes on; ``new_folder`` is the run's where the command does not name one."""
+    more = [] if "--resume" in shlex.split(command) else ["--resume"]
+    more += [] if new_folder is None else ["--output", str(new_folder)]
+    return " ".join([command, *map(shlex.quote, more)])

@@ -6,7 +6,6 @@ Flags that stand for a setting have the setting's name, so settings are filled b
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 from specbench_kangaroo.cli.completion import trainable_methods
-from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision, Template
+from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision, Template, by_name
 from specbench_kangaroo.machine.cache_folder import stderr_console
 from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.models.templates import template_named
@@ -85,7 +84,7 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     from specbench_kangaroo.models.load import load_model  # noqa: PLC0415
     from specbench_kangaroo.training import distil as distilling  # noqa: PLC0415 (imports torch)
 
-    settings = distilling.DistilSettings(**_by_name(context, distilling.DistilSettings))
+    settings = by_name(distilling.DistilSettings, context.params)
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
     with _Bar("prompts") as bar:
         done = distilling.distil(loaded, prompts, output, settings, on_progress=bar.advance_to)
@@ -145,9 +144,8 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     from specbench_kangaroo.training import fit  # noqa: PLC0415 (imports torch)
     from specbench_kangaroo.training.train import TrainSettings  # noqa: PLC0415
 
-    settings = TrainSettings(**_by_name(context, TrainSettings))
-    where = {"features": features, "output": output, "texts": tuple(text)}
-    plan = fit.FitPlan(**{**_by_name(context, fit.FitPlan), **where}, settings=settings)
+    settings = by_name(TrainSettings, context.params)
+    plan = by_name(fit.FitPlan, context.params, texts=tuple(text), settings=settings)
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
     with _Bar("tokens") as bar:
         state = fit.fit(str(context.info_name), loaded, plan, hooks=bar.hooks(max_tokens))
@@ -155,12 +153,6 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
         f"{output}: agreement {state.best.agreement:.4f} after {state.best.tokens_seen:,} of "
         f"{state.tokens_seen:,} tokens"
     )
-
-
-def _by_name(context: typer.Context, settings: type) -> dict[str, Any]:
-    """The values of the flags that are named as fields of a settings class are."""
-    names = {field.name for field in fields(settings)}
-    return {name: value for name, value in context.params.items() if name in names}
 
 
 class _Bar(Progress):

@@ -170,5 +170,6 @@ def test_the_command_to_resume_with_can_be_pasted() -> None:
     assert _resuming("specbench run --limit 1", folder) == (
         "specbench run --limit 1 --resume --output 'my results/run'"
     )
-    again = _resuming("specbench run --output=x --resume", Path("x"))
+    assert _resuming("specbench run --output x", None) == "specbench run --output x --resume"
+    again = _resuming("specbench run --output=x --resume", None)
     assert again == "specbench run --output=x --resume"
