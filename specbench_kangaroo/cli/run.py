@@ -142,9 +142,9 @@ def benchmark(
 def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
     if request.settings.workers == 1 and ray_address is None:
         from specbench_kangaroo.run.runner import Runner, execute  # noqa: PLC0415
-        from specbench_kangaroo.run.setup import manifest, open_bench  # noqa: PLC0415
+        from specbench_kangaroo.run.setup import load_bench, manifest, plan_of  # noqa: PLC0415
 
-        bench = open_bench(request)
+        bench = load_bench(plan_of(request))
         yield Runner(bench, manifest(bench), partial(execute, bench))
     else:
         from specbench_kangaroo.run.workers.session import opened  # noqa: PLC0415

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 import logging
 from collections import Counter
@@ -40,17 +39,17 @@ SOURCES: Mapping[str, str] = {
     "builtin": "the small set that comes with this package",
     "spec-bench": "Spec-Bench's 480 questions, downloaded once and pinned by SHA-256",
 }
+_BUILTIN = Path(__file__).with_name("builtin_questions.jsonl")
 _LARGEST_ID = 2**63 - 1  # what a column of a run's steps can hold
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One conversation: the user's turns in order, and the reference as the file has it."""
+    """One conversation: the user's turns in order."""
 
     question_id: int
     category: str
     turns: tuple[str, ...]
-    reference: tuple[Any, ...] | None = None
 
     @property
     def task(self) -> str:
@@ -73,14 +72,8 @@ def load_questions(source: str) -> QuestionSet:
     Raises:
         UsageError: no such set or file, no network, or a malformed line ("FILE:LINE: reason").
     """
-    if source == "builtin":
-        package = importlib.resources.files("specbench_kangaroo.run")
-        data = package.joinpath("builtin_questions.jsonl").read_bytes()
-        return _parse(data, name=source, label="builtin_questions.jsonl")
-    if source == "spec-bench":
-        path = _download_spec_bench()
-        return _parse(path.read_bytes(), name=source, label=str(path))
-    path = Path(source).expanduser()
+    named = {"builtin": lambda: _BUILTIN, "spec-bench": _download_spec_bench}
+    path = named[source]() if source in named else Path(source).expanduser()
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -90,6 +83,8 @@ def load_questions(source: str) -> QuestionSet:
             f"cannot read questions from {source!r}: {error.strerror}; "
             f"--questions takes {', '.join(SOURCES)} or the path of a JSON-lines file"
         ) from error
+    if source in named:
+        return _parse(data, name=source, label=path.name)
     return _parse(data, name=path.name, label=source)
 
 
@@ -165,7 +160,6 @@ def _parse(data: bytes, *, name: str, label: str) -> QuestionSet:
 def _question(line: bytes) -> Question:
     try:
         record = json.loads(line)
-        reference = _frozen(record.get("reference")) if isinstance(record, dict) else None
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
     except RecursionError:
@@ -181,12 +175,10 @@ def _question(line: bytes) -> Question:
         raise ValueError(
             "'turns' holds half of a surrogate pair (\\ud800 to \\udfff): fix that text"
         )
-    if reference is not None and not isinstance(reference, tuple):
-        reference = (reference,)
     number = _field(record, "question_id", int)
     if not -_LARGEST_ID <= number <= _LARGEST_ID:
         raise ValueError("'question_id' has more than 64 bits; give a smaller number")
-    return Question(number, category, tuple(turns), reference)
+    return Question(number, category, tuple(turns))
 
 
 def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -198,8 +190,3 @@ def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:
         found = type(record[key]).__name__
         raise ValueError(f"{key!r} must be of type {kind.__name__}, not {found}")
     return record[key]
-
-
-def _frozen(value: Any) -> Any:
-    """Lists become tuples at every depth: references of the rag task are lists of lists."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -83,23 +83,36 @@ def execute(
         KeyboardInterrupt: ``interruption`` asked for it between two questions, or it came from
             within one; resuming the run makes the answers that are not written.
     """
-    stop = interruption or Interruption()
-    todo = open_rounds(bench.rounds, writer, greedy=bench.sampling is None)
+    answer_rounds(
+        bench,
+        open_rounds(bench.rounds, writer, greedy=bench.sampling is None),
+        writer,
+        on_finished=on_finished,
+        on_edge=lambda edge: append_edges(writer.folder, [edge]),
+        interruption=interruption or Interruption(),
+    )
+
+
+def answer_rounds(
+    bench: Bench,
+    todo: Sequence[Round],
+    ledger: Ledger,
+    *,
+    on_finished: OnFinished,
+    on_edge: OnEdge,
+    interruption: Interruption,
+    warm: bool = False,
+) -> None:
+    """Answer and judge prompts one after the other; all entries are warm before the first."""
     with collected_by_hand():
-        if any(missing(item, writer) for item in todo):
+        if not warm and any(missing(item, ledger) for item in todo):
             warm_up(bench)
         for turns in conversations(todo):
-            stop.stop_if_asked()
-            stop.under_way = f"question {turns[0].question.question_id}"
+            interruption.stop_if_asked()
+            interruption.under_way = f"question {turns[0].question.question_id}"
             for item in turns:
-                answer_round(
-                    bench,
-                    item,
-                    writer,
-                    on_finished=on_finished,
-                    on_edge=lambda edge: append_edges(writer.folder, [edge]),
-                )
-        stop.under_way = ""
+                answer_round(bench, item, ledger, on_finished=on_finished, on_edge=on_edge)
+        interruption.under_way = ""
 
 
 def answer_round(

@@ -7,11 +7,9 @@ machine whose speed drifts hits them all alike.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import (
@@ -22,6 +20,7 @@ from specbench_kangaroo.record.schema import (
     Status,
     StepRecord,
 )
+from specbench_kangaroo.record.writer import RunWriter
 from specbench_kangaroo.run.questions import Question
 
 
@@ -96,30 +95,8 @@ def chance_seed(seed: int, round_: Round) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])  # torch takes 63 bits
 
 
-class Ledger(Protocol):
-    """Where answers and verdicts go: the run folder's writer, or a worker's memory."""
-
-    @property
-    def finished(self) -> Mapping[GenerationKey, Generation]:
-        """Every generation there is, whatever its status."""
-        ...
-
-    @property
-    def judged(self) -> AbstractSet[GenerationKey]:
-        """Generations that have their lossless verdict."""
-        ...
-
-    def append(self, generation: Generation, steps: Sequence[StepRecord]) -> None:
-        """Add a generation and its steps."""
-        ...
-
-    def judge(self, judgement: Judgement) -> None:
-        """Add a lossless verdict."""
-        ...
-
-
 class MemoryLedger:
-    """A ledger that a worker fills: what an earlier run has made, and apart from it what is new."""
+    """What a worker fills in place of a run folder: what an earlier run has made, and the new."""
 
     def __init__(
         self, finished: Iterable[Generation] = (), judged: Iterable[GenerationKey] = ()
@@ -130,14 +107,18 @@ class MemoryLedger:
         self.verdicts: list[Judgement] = []
 
     def append(self, generation: Generation, steps: Sequence[StepRecord]) -> None:
-        """See :class:`Ledger`."""
+        """Add a generation and its steps."""
         self.finished[generation.key] = generation
         self.answers.append((generation, steps))
 
     def judge(self, judgement: Judgement) -> None:
-        """See :class:`Ledger`."""
+        """Add a lossless verdict."""
         self.judged.add(judgement.key)
         self.verdicts.append(judgement)
+
+
+Ledger = RunWriter | MemoryLedger
+"""Where answers and verdicts go, and what is there already."""
 
 
 def open_rounds(rounds: Iterable[Round], ledger: Ledger, *, greedy: bool) -> list[Round]:

@@ -54,15 +54,6 @@ class Bench(Plan):
     methods: Mapping[str, Method]
 
 
-def open_bench(request: Request) -> Bench:
-    """Check and load everything that a run needs, what costs least first.
-
-    Raises:
-        UsageError: anything in the request that does not exist, fit or work here.
-    """
-    return load_bench(plan_of(request))
-
-
 def plan_of(request: Request) -> Plan:
     """Check what needs no model, before any is loaded.
 
@@ -74,7 +65,7 @@ def plan_of(request: Request) -> Plan:
     sampling = sampling_of(request.settings)
     questions = load_questions(request.questions.source)
     chosen = select(questions.questions, request.questions.tasks, request.questions.limit)
-    entry_options(request.all_entries)
+    entry_options(request.all_entries)  # made anew where the methods are loaded
     return Plan(request=request, questions=replace(questions, questions=chosen), sampling=sampling)
 
 

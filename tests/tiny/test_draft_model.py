@@ -18,7 +18,7 @@ from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request
-from specbench_kangaroo.run.setup import open_bench
+from specbench_kangaroo.run.setup import load_bench, plan_of
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
 from specbench_methods.draft_model.drafter import ChainDrafter
 from specbench_methods.shared.example_models import write_draft_model, write_tokenizer
@@ -231,7 +231,7 @@ def test_a_run_compares_the_tokenizers(folder: str, tmp_path: Path) -> None:
         entries=(Entry("draft_model", "draft_model", {"model": folder}),),
     )
     with pytest.raises(UsageError, match="has another tokenizer than"):
-        open_bench(request)
+        load_bench(plan_of(request))
 
 
 def test_without_a_tokenizer_only_equal_sizes_are_taken(tmp_path: Path) -> None:

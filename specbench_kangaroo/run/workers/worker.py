@@ -9,10 +9,10 @@ import torch
 
 from specbench_kangaroo.record.errors import DeviceLostError, UsageError
 from specbench_kangaroo.record.schema import BlockEdge
-from specbench_kangaroo.run.pauses import collected_by_hand
-from specbench_kangaroo.run.runner import answer_round, warm_up
-from specbench_kangaroo.run.schedule import MemoryLedger, missing
+from specbench_kangaroo.run.runner import answer_rounds
+from specbench_kangaroo.run.schedule import MemoryLedger
 from specbench_kangaroo.run.setup import Bench, Plan, load_bench, manifest
+from specbench_kangaroo.run.signals import Interruption
 from specbench_kangaroo.run.workers.dealing import Answered, Ready, Refused, Unit
 
 
@@ -47,21 +47,19 @@ class Worker:
         """Make what the unit lacks; before the first answer all methods are warmed up."""
         ledger = MemoryLedger(unit.finished, unit.judged)
         edges: list[BlockEdge] = []
-        with collected_by_hand():
-            if any(missing(item, ledger) for item in unit.rounds) and not self._warm:
-                warm_up(self._bench)
-                self._warm = True
-            for item in unit.rounds:
-                try:
-                    answer_round(
-                        self._bench,
-                        item,
-                        ledger,
-                        on_finished=lambda _: None,
-                        on_edge=edges.append,
-                    )
-                except DeviceLostError as error:
-                    raise SystemExit(str(error)) from error  # a new process may have a device
+        try:
+            answer_rounds(
+                self._bench,
+                unit.rounds,
+                ledger,
+                on_finished=lambda _: None,
+                on_edge=edges.append,
+                interruption=Interruption(),  # the driver's alone is asked
+                warm=self._warm,
+            )
+        except DeviceLostError as error:
+            raise SystemExit(str(error)) from error  # a new process may have a device
+        self._warm = self._warm or bool(ledger.answers)
         number = self._number
         answers = [(replace(made, worker=number), steps) for made, steps in ledger.answers]
         marked = [replace(edge, worker=number) for edge in edges]
