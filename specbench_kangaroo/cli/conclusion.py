@@ -31,10 +31,7 @@ def conclude(run_: Run) -> int:
     deliver(terminal(summary))  # first: a full disk must not hide what hours have measured
     write_whole(run_.folder / SUMMARY, json_text(to_json(summary)))
     typer.echo(f"run folder: {run_.folder}")
-    try:
-        typer.echo(f"figure: {_draw_speedup(summary, run_.folder)}")
-    except UsageError as reason:
-        typer.echo(f"no figure: {reason}")
+    typer.echo(_draw_speedup(summary, run_.folder))
     _tell_of_errors(run_)
     failures = [*_violations(run_), *_sampling_alarms(summary)]
     for failure in failures:
@@ -42,15 +39,18 @@ def conclude(run_: Run) -> int:
     return FAILED if failures else 0
 
 
-def _draw_speedup(summary: Summary, folder: Path) -> Path:
+def _draw_speedup(summary: Summary, folder: Path) -> str:
+    """Where the figure is, or why there is none."""
     from specbench_kangaroo.report.figures.speedups import speedup_by_task  # noqa: PLC0415
 
     figure = speedup_by_task(summary)
     if figure is None:
-        raise UsageError(
-            f"run {summary.run!r} has no speedup to plot: nothing but {summary.baseline} ran"
-        )
-    return save_figures({SPEEDUP_FIGURE: figure}, folder)[0]
+        lacks = f"has no speedup to plot: nothing but {summary.baseline} ran"
+        return f"no figure: run {summary.run!r} {lacks}"
+    try:
+        return f"figure: {save_figures({SPEEDUP_FIGURE: figure}, folder)[0]}"
+    except UsageError as reason:
+        return f"no figure: {reason}"
 
 
 def _tell_of_errors(run_: Run) -> None:

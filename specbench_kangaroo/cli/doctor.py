@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from specbench_kangaroo.cli.output import deliver
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.machine.cache_folder import CACHE_VARIABLE, cache_folder
 from specbench_kangaroo.models.catalogue import MODELS, missing_pip
@@ -87,6 +87,6 @@ def doctor() -> None:
     for finding in findings:
         mark = Text("ok", style="green") if finding.ok else Text("FAILS", style="red")
         table.add_row(mark, Text(finding.name), Text(finding.detail, overflow="fold"))
-    Console(highlight=False).print(table)
+    deliver(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -9,10 +9,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from specbench_kangaroo.cli.output import deliver
 from specbench_kangaroo.models.catalogue import MODELS
 from specbench_kangaroo.models.heads import KnownHeads, NeedsHeads
 from specbench_kangaroo.run.questions import CATEGORIES, SOURCES, TASKS, Question, load_questions
@@ -33,13 +33,12 @@ app = typer.Typer(
 @app.command()
 def methods() -> None:
     """Show every method, whether it needs heads, and its options with default and type."""
-    console = Console(highlight=False)
     for name in method_names():
         kind = method_class(name)
         summary = (inspect.getdoc(kind) or "").partition("\n")[0]
         lossy = " (lossy)" if kind.lossy else ""
-        console.print(Text(f"{name}{lossy}: {summary}\n  {_need_of_heads(kind)}"))
-        console.print(_option_table(name, kind.Options))
+        deliver(Text(f"{name}{lossy}: {summary}\n  {_need_of_heads(kind)}"))
+        deliver(_option_table(name, kind.Options))
 
 
 @app.command()

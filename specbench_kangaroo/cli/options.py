@@ -14,10 +14,10 @@ from specbench_kangaroo.cli import completion
 from specbench_kangaroo.machine.devices import DTYPES
 from specbench_kangaroo.run.questions import SOURCES, TASKS
 
-Settings = TypeVar("Settings")
+Filled = TypeVar("Filled")
 
 
-def by_name(kind: Callable[..., Settings], given: Mapping[str, Any], **more: Any) -> Settings:
+def by_name(kind: Callable[..., Filled], given: Mapping[str, Any], **more: Any) -> Filled:
     """A data class filled with the flags that its fields are named after, and with ``more``."""
     names = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in given.items() if name in names} | more)
