@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from specbench_kangaroo.gate.answers import deterministic_gates
 from specbench_kangaroo.gate.comparability import check
-from specbench_kangaroo.gate.gates import Gate, Tolerances
+from specbench_kangaroo.gate.gates import Gate, Tolerances, gates_of
 from specbench_kangaroo.gate.pairs import Matched, match
-from specbench_kangaroo.gate.timing import timing_gates
 from specbench_kangaroo.record.writer import Run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Comparison:
     """Every gate between two runs, and what else a reader must know."""
 
-    baseline: str
-    candidate: str
-    model: str
-    questions: str
-    prompts: int
+    matched: Matched
     gates: tuple[Gate, ...]  # by entry
     notes: tuple[str, ...]
     tolerances: Tolerances
@@ -41,7 +35,7 @@ def compare(
     timing: bool = False,
     allow: Sequence[str] = (),
 ) -> Comparison:
-    """Holds ``candidate`` against ``baseline``, on the prompts that both were asked.
+    """Compares ``candidate`` with ``baseline``, on the prompts that both were asked.
 
     Args:
         baseline: the run that sets what is expected.
@@ -56,18 +50,9 @@ def compare(
     tolerances = tolerances or Tolerances()
     notes = check(baseline, candidate, allow=allow, timing=timing)
     matched = match(baseline, candidate)
-    gates = [*deterministic_gates(matched, tolerances)]
-    if timing:
-        gates += timing_gates(matched, tolerances.speedup)
-    order = {entry: place for place, entry in enumerate(matched.entries)}
-    manifest = candidate.manifest
     return Comparison(
-        baseline=baseline.manifest.name,
-        candidate=manifest.name,
-        model=manifest.model,
-        questions=manifest.questions,
-        prompts=len(matched.prompts),
-        gates=tuple(sorted(gates, key=lambda gate: order[gate.entry])),
+        matched=matched,
+        gates=tuple(gates_of(matched, tolerances, timing=timing)),
         notes=(*notes, *_left_out(matched)),
         tolerances=tolerances,
         timing=timing,

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
 from itertools import groupby
 from xml.etree import ElementTree
 
-from rich import box
-from rich.console import Group, JustifyMethod, RenderableType
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from specbench_kangaroo.gate.gates import Gate
 from specbench_kangaroo.gate.regression import Comparison
-from specbench_kangaroo.report.sheets import ABSENT, counted
+from specbench_kangaroo.report.markdown_tables import marked, sheet_lines
+from specbench_kangaroo.report.sheets import (
+    ABSENT,
+    Cell,
+    Column,
+    Mark,
+    Note,
+    Section,
+    Sheet,
+    counted,
+)
+from specbench_kangaroo.report.tables import section_parts
 
 _HEADINGS = ("entry", "gate", "baseline", "candidate", "limit", "verdict")
 _NUMBERS = ("baseline", "candidate", "limit")
@@ -39,69 +47,47 @@ def verdict(comparison: Comparison) -> str:
 
 def terminal(comparison: Comparison) -> Group:
     """For :meth:`rich.console.Console.print`; the failing gates come first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in _HEADINGS:
-        justify: JustifyMethod = "right" if heading in _NUMBERS else "left"
-        table.add_column(heading, justify=justify, overflow="fold")
-    for gate in _failing_first(comparison):
-        table.add_row(*_cells(gate), style=None if gate.passed else "red")
-    parts: list[RenderableType] = [Text(_title(comparison), style="bold"), table]
-    for gate in _told(comparison):
-        parts.append(Text(_reason(gate), style="" if gate.passed else "red"))
-    parts += [Text(note) for note in comparison.notes]
-    parts.append(Text(_tolerances(comparison), style="dim"))
-    parts.append(Text(verdict(comparison), style="bold red" if comparison.failed else "bold green"))
-    return Group(*parts)
+    style = "bold red" if comparison.failed else "bold green"
+    return Group(*section_parts(_section(comparison)), Text(verdict(comparison), style=style))
 
 
 def markdown(comparison: Comparison) -> str:
     """GitHub-flavoured, ending in a newline."""
-    rows = [list(_HEADINGS), ["---:" if name in _NUMBERS else "---" for name in _HEADINGS]]
-    for gate in _failing_first(comparison):
-        cells = _cells(gate)
-        rows.append([*cells[:-1], cells[-1] if gate.passed else f"**{cells[-1]}**"])
-    blocks = [f"### Regression: {verdict(comparison)}", _title(comparison)]
-    blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    told = _told(comparison)
-    lines = [_reason(gate) if gate.passed else f"**{_reason(gate)}**" for gate in told]
-    lines += [*comparison.notes, _tolerances(comparison)]
+    section = _section(comparison)
     # An error's text may look like a tag, which a page would not show.
-    blocks.append("\n".join(f"- {html.escape(line, quote=False)}" for line in lines))
+    notes = (marked(html.escape(note.text, quote=False), note.mark) for note in section.notes)
+    blocks = [f"### Regression: {verdict(comparison)}", section.title]
+    blocks += ["\n".join(sheet_lines(section.sheet)), "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(blocks) + "\n"
 
 
 def junit(comparison: Comparison) -> str:
     """A test suite per entry and a test case per gate, as CI servers read them."""
-    root = ElementTree.Element(
-        "testsuites",
-        name="specbench compare",
-        tests=str(len(comparison.gates)),
-        failures=str(len(comparison.failed)),
-    )
-    for entry, gates in groupby(comparison.gates, key=lambda gate: gate.entry):
-        _suite(root, comparison, entry, list(gates))
+    root = ElementTree.Element("testsuites", _counts("specbench compare", comparison.gates))
+    said = [_title(comparison), *(note.text for note in _common_notes(comparison))]
+    for entry, found in groupby(comparison.gates, key=lambda gate: gate.entry):
+        gates = tuple(found)
+        suite = ElementTree.SubElement(root, "testsuite", _counts(entry, gates))
+        for gate in gates:
+            _case(suite, gate)
+        ElementTree.SubElement(suite, "system-out").text = _legal("\n".join(said))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _suite(
-    root: ElementTree.Element, comparison: Comparison, entry: str, gates: list[Gate]
-) -> None:
+def _counts(name: str, gates: tuple[Gate, ...]) -> dict[str, str]:
     failures = sum(not gate.passed for gate in gates)
-    suite = ElementTree.SubElement(
-        root, "testsuite", name=entry, tests=str(len(gates)), failures=str(failures)
-    )
-    for gate in gates:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=f"specbench.{entry}", name=gate.name
-        )
-        if gate.passed:
-            ElementTree.SubElement(case, "system-out").text = _legal(gate.detail)
-        else:
-            failure = ElementTree.SubElement(case, "failure", message=_legal(gate.detail))
-            failure.text = _legal(_reason(gate))
-    said = [_title(comparison), *comparison.notes, _tolerances(comparison)]
-    ElementTree.SubElement(suite, "system-out").text = _legal("\n".join(said))
+    return {"name": name, "tests": str(len(gates)), "failures": str(failures)}
+
+
+def _case(suite: ElementTree.Element, gate: Gate) -> None:
+    about = {"classname": f"specbench.{gate.entry}", "name": gate.name}
+    case = ElementTree.SubElement(suite, "testcase", about)
+    if gate.passed:
+        ElementTree.SubElement(case, "system-out").text = _legal(gate.detail)
+    else:
+        failure = ElementTree.SubElement(case, "failure", message=_legal(gate.detail))
+        failure.text = _legal(_reason(gate))
 
 
 def _legal(text: str) -> str:
@@ -109,22 +95,38 @@ def _legal(text: str) -> str:
     return _ILLEGAL.sub("�", text)
 
 
-def _told(comparison: Comparison) -> list[Gate]:
-    """What has a line of its own: a failure's reason, and an interval, which no column has."""
-    return [gate for gate in _failing_first(comparison) if not gate.passed or gate.change]
+def _section(comparison: Comparison) -> Section:
+    """The gates as a table, the failing ones first, and what is to be said under it.
+
+    What has a line of its own is a failure's reason, and an interval, which no column has.
+    """
+    gates = sorted(comparison.gates, key=lambda gate: gate.passed)
+    told = (Note(_reason(gate), _mark(gate)) for gate in gates if gate.change or not gate.passed)
+    return Section(
+        title=_title(comparison),
+        sheet=Sheet(
+            columns=tuple(Column(Cell(name), left=name not in _NUMBERS) for name in _HEADINGS),
+            rows=tuple(_row(gate) for gate in gates),
+        ),
+        notes=(*told, *_common_notes(comparison)),
+    )
 
 
-def _failing_first(comparison: Comparison) -> Iterator[Gate]:
-    yield from comparison.failed
-    yield from (gate for gate in comparison.gates if gate.passed)
-
-
-def _cells(gate: Gate) -> list[str]:
+def _row(gate: Gate) -> tuple[Cell, ...]:
     form = _FORMATS.get(gate.name, _OTHER_FORMAT)
-    baseline = ABSENT if gate.baseline is None else format(gate.baseline, form)
-    limit = f"{gate.bound.value} {gate.limit:{form}}"
-    outcome = "holds" if gate.passed else "FAILED"
-    return [gate.entry, _words(gate), baseline, format(gate.value, form), limit, outcome]
+    texts = (
+        gate.entry,
+        _words(gate),
+        ABSENT if gate.baseline is None else format(gate.baseline, form),
+        format(gate.value, form),
+        f"{gate.bound.value} {gate.limit:{form}}",
+        "holds" if gate.passed else "FAILED",
+    )
+    return tuple(Cell(text, mark=_mark(gate)) for text in texts)
+
+
+def _mark(gate: Gate) -> Mark:
+    return Mark.NONE if gate.passed else Mark.ALARM
 
 
 def _words(gate: Gate) -> str:
@@ -136,17 +138,21 @@ def _reason(gate: Gate) -> str:
 
 
 def _title(comparison: Comparison) -> str:
+    matched = comparison.matched
+    baseline, candidate = (run.manifest for run in matched.runs)
     return (
-        f"{comparison.candidate} against {comparison.baseline}: {comparison.model}, "
-        f"{counted(comparison.prompts, 'prompt')} of {comparison.questions}"
+        f"{candidate.name} against {baseline.name}: {candidate.model}, "
+        f"{counted(matched.prompts, 'prompt')} of {candidate.questions}"
     )
 
 
-def _tolerances(comparison: Comparison) -> str:
+def _common_notes(comparison: Comparison) -> tuple[Note, ...]:
+    """What holds for all gates: what was allowed or left out, and the tolerances."""
     allowed = comparison.tolerances
     acceptance = f"{allowed.acceptance:g} relative (mean) and absolute (by position)"
     speed = f"{allowed.speedup:g} relative, for the whole interval"
-    return (
+    tolerances = (
         f"tolerances: acceptance {acceptance}; tokens {allowed.tokens:g} of answers; "
         f"speed {speed if comparison.timing else 'not gated'}"
     )
+    return tuple(Note(note) for note in (*comparison.notes, tolerances))

@@ -24,20 +24,22 @@ def markdown(*summaries: Summary) -> str:
 
 def _section(section: Section) -> Iterator[str]:
     yield f"### {section.title}"
-    yield "\n".join(_lines(section.sheet))
-    yield from (_marked(note.text, note.mark) for note in section.notes)
+    yield "\n".join(sheet_lines(section.sheet))
+    yield from (marked(note.text, note.mark) for note in section.notes)
 
 
-def _lines(sheet: Sheet) -> Iterator[str]:
+def sheet_lines(sheet: Sheet) -> Iterator[str]:
+    """A table, line by line."""
     yield _line([column.heading.text for column in sheet.columns])
     yield _line(["---" if column.left else "---:" for column in sheet.columns])
     for row in sheet.rows:
-        yield _line([_marked(cell.text, cell.mark) for cell in row])
+        yield _line([marked(cell.text, cell.mark) for cell in row])
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _marked(text: str, mark: Mark) -> str:
+def marked(text: str, mark: Mark) -> str:
+    """A text as its mark has it: an alarm is bold."""
     return f"**{text}**" if mark is Mark.ALARM else text

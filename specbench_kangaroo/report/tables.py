@@ -28,7 +28,7 @@ def terminal(*summaries: Summary, details: bool = False, published: bool = False
     document = document_of(summaries, with_details=details, with_published=published)
     parts: list[RenderableType] = []
     if document.side_by_side is not None:
-        parts += [*_section(document.side_by_side), Text()]
+        parts += [*section_parts(document.side_by_side), Text()]
     for report in document.reports:
         if len(document.reports) > 1:
             parts += [Text(f"run {report.run}", style="bold underline"), Text()]
@@ -40,13 +40,14 @@ def terminal(*summaries: Summary, details: bool = False, published: bool = False
 
 def _report(report: Report) -> Iterator[RenderableType]:
     for section in report.sections:
-        yield from _section(section)
+        yield from section_parts(section)
         yield Text()
     yield from (Text(caption, style="dim") for caption in report.captions)
     yield from (Text(note.text) for note in report.closing)
 
 
-def _section(section: Section) -> Iterator[RenderableType]:
+def section_parts(section: Section) -> Iterator[RenderableType]:
+    """A section's title, table and notes, for a :class:`rich.console.Group`."""
     yield Text(section.title, style="bold")
     yield _Fitted(section.sheet)
     if section.notes and section.sheet.stacked:

@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from specbench_kangaroo.models.catalogue import MODELS
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, Manifest
-from specbench_kangaroo.run.config import (
-    Entry,
-    ModelChoice,
-    QuestionChoice,
-    Request,
-    Settings,
-)
+from specbench_kangaroo.record.schema import Manifest
+from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.run.questions import SOURCES
 
-_DEFAULT = Settings()
+_FLAGS = {"name": "model", "source": "questions", "tasks": "task"}  # others have the field's name
 
 
 def request_again(manifest: Manifest, label: str, options: Mapping[str, Any]) -> Request:
@@ -29,70 +23,53 @@ def request_again(manifest: Manifest, label: str, options: Mapping[str, Any]) ->
     newer version writes into the settings is left out, so compare the hashes of the new run's
     manifest with the old one's.
     """
-    settings = manifest.settings
+    # A model of the catalogue has the package that it comes from there, which is no revision.
+    revision = None if manifest.model in MODELS else manifest.settings.get("model_revision")
+    known = {
+        **manifest.settings,
+        "name": manifest.model,
+        "revision": revision,
+        "source": _source(manifest),
+        "tasks": tuple(manifest.settings.get("tasks") or ()),
+    }
     record = manifest.entries[label]
     kept = {**record.options, **options}
     texts = {name: str(value) for name, value in kept.items() if value is not None}
     return Request(
-        model=ModelChoice(
-            name=manifest.model,
-            revision=_revision(manifest),
-            dtype=settings.get("dtype"),
-            device=settings.get("device"),
-            backend=settings.get("backend", ModelChoice(name="").backend),
-            template=settings.get("template", DEFAULT_TEMPLATE),
-        ),
-        questions=QuestionChoice(
-            source=_source(manifest),
-            tasks=tuple(settings.get("tasks") or ()),
-            limit=settings.get("limit"),
-        ),
+        model=ModelChoice(**_fields(ModelChoice, known)),
+        questions=QuestionChoice(**_fields(QuestionChoice, known)),
         entries=(Entry(label.partition("[")[0], record.method, texts),),
-        settings=Settings(
-            **{item.name: settings[item.name] for item in fields(Settings) if item.name in settings}
-        ),
+        settings=Settings(**_fields(Settings, known)),
     )
+
+
+def _fields(kind: type[Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    return {item.name: known[item.name] for item in fields(kind) if item.name in known}
 
 
 def command_line(request: Request, output: Path | None = None) -> str:
     """The request as a ``specbench run`` command that a user can paste."""
-    return shlex.join(["specbench", "run", *_words(request, output)])
-
-
-def _words(request: Request, output: Path | None) -> Iterator[str]:
-    model, questions = request.model, request.questions
-    given: list[tuple[str, Any, Any]] = [
-        ("model", model.name, None),
-        ("revision", model.revision, None),
-        ("dtype", model.dtype, None),
-        ("device", model.device, None),
-        ("backend", model.backend, ModelChoice(name="").backend),
-        ("template", model.template, DEFAULT_TEMPLATE),
-        ("questions", questions.source, None),
-        *(("task", task, None) for task in questions.tasks),
-        ("limit", questions.limit, None),
+    words = [
+        *("specbench", "run"),
+        *_flags(request.model, ModelChoice(name="")),
+        *_flags(request.questions, QuestionChoice(source="")),
+        *_flags(request.settings, Settings()),
     ]
-    for item in fields(Settings):
-        given.append(
-            (item.name, getattr(request.settings, item.name), getattr(_DEFAULT, item.name))
-        )
     for entry in request.entries:
-        plain = entry.label == entry.method
-        given.append(("method", entry.label if plain else f"{entry.label}={entry.method}", None))
-        options = entry.options.items()
-        given += [("option", f"{entry.label}.{name}={text}", None) for name, text in options]
-    given.append(("output", output, None))
-    for name, value, default in given:
-        if value != default:
-            yield from (f"--{name.replace('_', '-')}", str(value))
+        same = entry.label == entry.method
+        words += ["--method", entry.label if same else f"{entry.label}={entry.method}"]
+        for name, text in entry.options.items():
+            words += ["--option", f"{entry.label}.{name}={text}"]
+    return shlex.join([*words, *(() if output is None else ("--output", str(output)))])
 
 
-def _revision(manifest: Manifest) -> str | None:
-    """That of a hub model; the package that a model of the catalogue comes from is none."""
-    if manifest.model in MODELS:
-        return None
-    revision = manifest.settings.get("model_revision")
-    return None if revision is None else str(revision)
+def _flags(chosen: Any, default: Any) -> Iterator[str]:
+    """A flag for every field that is not as in ``default``; for each item of a field of several."""
+    for name in (item.name for item in fields(chosen)):
+        value = getattr(chosen, name)
+        if value != getattr(default, name):
+            for item in value if isinstance(value, tuple) else (value,):
+                yield from (f"--{_FLAGS.get(name, name).replace('_', '-')}", str(item))
 
 
 def _source(manifest: Manifest) -> str:

@@ -13,26 +13,18 @@ So the logged setting's own total comes out exactly, and shorter drafts are an i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from specbench_kangaroo.stats.bootstrap import Floats
 from specbench_kangaroo.stats.totals import PROMPT
-from specbench_kangaroo.tuning.draft_log import Ints
+from specbench_kangaroo.tuning.replay import Ints
 
 # Fewer steps of a length give no point of their own: one slow step would be taken for a bend.
 _ENOUGH = 5
-
-
-class _Point(NamedTuple):
-    """A median, and how many steps it is of."""
-
-    ms: float
-    steps: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,67 +55,46 @@ def step_costs(
         steps: the method's steps on these answers, and no others.
         baseline_steps: the baseline's.
     """
-    deepest = int(steps["drafted"].max())
-    drafts = {0: _Point(0.0, 1)} | _by_depth(steps, "draft_ms")
-    verifies = _by_depth(steps, "verify_ms")
+    drafts, verifies = _by_depth(steps, "draft_ms"), _by_depth(steps, "verify_ms")
+    if 0 not in drafts.index:
+        drafts.loc[0] = 0.0, 1
     if len(baseline_steps):
-        share = float(steps["verify_share"].mean())
-        one_row_ms = float(baseline_steps["verify_ms"].median()) * share
-        verifies[0] = _Point(one_row_ms, len(baseline_steps))
-    taken = _taken(answers, steps, deepest)
-    count = answers["steps"].to_numpy(dtype=np.float64)
+        one_row_ms = baseline_steps["verify_ms"].median() * steps["verify_share"].mean()
+        verifies.loc[0] = one_row_ms, len(baseline_steps)
+    lengths = range(int(steps["drafted"].max()) + 1)
+    taken = steps.value_counts([*PROMPT, "drafted"]).unstack(fill_value=0)  # [A, D + 1]
+    of_answers = pd.MultiIndex.from_frame(answers[PROMPT])
+    taken = taken.reindex(index=of_answers, columns=lengths, fill_value=0)
     rest = answers["total_ms"] - answers["phases_ms"] + answers["accept_ms"]
-    per_step = rest.to_numpy(dtype=np.float64) / np.maximum(count, 1)
-    drafting = _scaled(_curve(drafts, deepest), taken, answers["draft_ms"])
-    verifying = _scaled(_curve(verifies, deepest), taken, answers["verify_ms"])
+    per_step = (rest / answers["steps"].clip(lower=1)).to_numpy(dtype=np.float64)
+    drafting = _scaled(drafts, taken, answers["draft_ms"])
+    verifying = _scaled(verifies, taken, answers["verify_ms"])
     return StepCosts(
         first_ms=answers["ttft_ms"].to_numpy(dtype=np.float64),
         step_ms=drafting + verifying + per_step[:, None],
     )
 
 
-def _by_depth(steps: pd.DataFrame, column: str) -> dict[int, _Point]:
-    """Medians by tokens drafted, of lengths that were measured often enough and of the deepest."""
-    parts = steps.groupby("drafted")[column]
-    medians, counts = parts.median(), parts.size()
-    kept = medians[(counts >= _ENOUGH) | (medians.index == medians.index.max())]
-    return {int(depth): _Point(float(kept.loc[depth]), int(counts[depth])) for depth in kept.index}
+def _by_depth(steps: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Medians ``ms`` by tokens drafted, and of how many ``steps`` each is.
+
+    Of lengths that were measured often enough, and of the deepest.
+    """
+    found = steps.groupby("drafted")[column].agg(ms="median", steps="size")
+    kept: pd.DataFrame = found[(found["steps"] >= _ENOUGH) | (found.index == found.index.max())]
+    return kept.astype(float)
 
 
-def _curve(points: Mapping[int, _Point], deepest: int) -> Floats:
-    """(D + 1,) milliseconds at 0, 1, … ``deepest`` tokens drafted."""
-    depths = sorted(points)
-    rising = _rising([points[depth] for depth in depths])
-    curve: Floats = np.interp(np.arange(deepest + 1), depths, rising)
-    return curve
+def _scaled(points: pd.DataFrame, taken: pd.DataFrame, measured_ms: pd.Series) -> Floats:
+    """(A, D + 1): a curve through the points that never falls, scaled for each answer.
 
-
-def _rising(points: Sequence[_Point]) -> list[float]:
-    """The closest times that never fall (isotonic regression, by pooling adjacent violators)."""
-    pools: list[tuple[_Point, int]] = []  # a mean with its steps, and how many points it stands for
-    for point in points:
-        pool, width = point, 1
-        while pools and pools[-1][0].ms > pool.ms:
-            before, more = pools.pop()
-            count = before.steps + pool.steps
-            pool = _Point((before.ms * before.steps + pool.ms * pool.steps) / count, count)
-            width += more
-        pools.append((pool, width))
-    return [pool.ms for pool, width in pools for _ in range(width)]
-
-
-def _taken(answers: pd.DataFrame, steps: pd.DataFrame, deepest: int) -> Floats:
-    """(A, D + 1): how many steps of each length each answer took."""
-    numbered = answers[PROMPT].assign(number=np.arange(len(answers)))
-    number = steps[[*PROMPT, "drafted"]].merge(numbered, on=PROMPT, how="inner")
-    cell = (number["number"] * (deepest + 1) + number["drafted"]).to_numpy()
-    counts = np.bincount(cell, minlength=len(answers) * (deepest + 1))
-    return counts.reshape(len(answers), deepest + 1).astype(np.float64)
-
-
-def _scaled(curve: Floats, taken: Floats, measured_ms: pd.Series) -> Floats:
-    """(A, D + 1): the curve, so that each answer's steps add up to what it measured."""
-    expected = taken @ curve  # [A]
+    Each answer's steps, as many of each length as ``taken`` has, then add up to what it measured.
+    """
+    points = points.sort_index()
+    # Rounded, so that lengths that cost the same do so to the last bit.
+    rising = isotonic_regression(points["ms"], weights=points["steps"]).x.round(9)
+    curve = np.interp(taken.columns.to_numpy(), points.index, rising)
+    expected = taken.to_numpy() @ curve  # [A]
     found = measured_ms.to_numpy(dtype=np.float64)
     scale = np.divide(found, expected, out=np.ones_like(found), where=expected > 0)
     scaled: Floats = scale[:, None] * curve

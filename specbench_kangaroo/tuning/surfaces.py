@@ -16,8 +16,7 @@ import pandas as pd
 from specbench_kangaroo.stats.bootstrap import Estimate, Floats, estimates
 from specbench_kangaroo.stats.metrics import METRICS
 from specbench_kangaroo.stats.summary import by_task
-from specbench_kangaroo.tuning.draft_log import DraftLog, Ints
-from specbench_kangaroo.tuning.replay import Walk, walks
+from specbench_kangaroo.tuning.replay import DraftLog, Ints, Walk, walks
 from specbench_kangaroo.tuning.step_costs import StepCosts
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(21))

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
-from specbench_kangaroo.report.sheets import interval_text
+from specbench_kangaroo.report.sheets import Cell, Column, Mark, Section, Sheet, interval_text
+from specbench_kangaroo.report.tables import section_parts
 from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME
 from specbench_kangaroo.stats.summary import OVERALL
+from specbench_kangaroo.tuning.surfaces import Setting
 from specbench_kangaroo.tuning.tuning import Tuning
 
-_COLUMNS = 9  # thresholds that 80 columns hold
+_THRESHOLDS = 9  # that 80 columns hold
+_HEADINGS = (
+    *(("n",), ("steps",), ("threshold",), ("speedup",)),
+    *(("mean", "accepted"), ("at overall's", "best")),
+)
 
 
 def terminal(tuning: Tuning) -> Group:
     """Tables for :meth:`rich.console.Console.print`."""
-    title = (
-        f"{tuning.entry} against {tuning.baseline}, {tuning.model}, {tuning.questions}, predicted"
-    )
-    parts: list[RenderableType] = [Text(title, style="bold"), _best(tuning), Text()]
-    parts += [Text("overall, by steps (rows) and threshold", style="bold"), _surface(tuning)]
-    parts += [Text(), *(Text(line) for line in _findings(tuning))]
+    parts = [*section_parts(_best(tuning)), Text(), *section_parts(_surface(tuning)), Text()]
+    parts += (Text(line) for line in _findings(tuning))
     return Group(*parts, *(Text(line, style="dim") for line in _captions(tuning)))
 
 
-def _best(tuning: Tuning) -> Table:
-    table = _table()
-    table.add_column("best for", no_wrap=True)
-    headings = ("n", "steps", "threshold", "speedup", "mean\naccepted", "at overall's\nbest")
-    for name in headings:
-        table.add_column(name, justify="right")
-    for task, part in tuning.tasks.items():
-        table.add_row(
+def _best(tuning: Tuning) -> Section:
+    """The best setting for each task."""
+    rows = (
+        (
             task,
             str(part.n),
             str(part.best.steps),
@@ -43,41 +39,51 @@ def _best(tuning: Tuning) -> Table:
             interval_text(part.estimate),
             f"{part.mean_accepted_tokens:.2f}",
             f"{tuning.at(task, tuning.best):.2f}",
-            style="bold" if task == OVERALL else None,
         )
-    return table
+        for task, part in tuning.tasks.items()
+    )
+    first = Column(Cell("best for"), left=True)
+    return Section(
+        title=f"{tuning.entry} against {tuning.baseline}, {tuning.model}, {tuning.questions}, "
+        "predicted",
+        sheet=Sheet(
+            columns=(first, *(Column(Cell(" ".join(lines), lines)) for lines in _HEADINGS)),
+            rows=tuple(tuple(map(Cell, row)) for row in rows),
+            bold=OVERALL,
+        ),
+    )
 
 
-def _surface(tuning: Tuning) -> Table:
-    columns = _shown(tuning.thresholds, tuning.thresholds.index(tuning.best.threshold))
-    table = _table()
-    table.add_column("steps", justify="right")
-    for column in columns:
-        table.add_column(f"{tuning.thresholds[column]:.2f}", justify="right")
+def _surface(tuning: Tuning) -> Section:
+    """The speedup at every draft length and a few thresholds, evenly spread, the best's among."""
     best = tuning.best
-    for steps, values in zip(tuning.steps, tuning.tasks[OVERALL].speedup, strict=True):
-        cells = [
-            Text(
-                f"{values[column]:.2f}",
-                style="bold green" if (steps, tuning.thresholds[column]) == best else "",
-            )
-            for column in columns
-        ]
-        table.add_row(str(steps), *cells)
-    return table
-
-
-def _shown(thresholds: Sequence[float], best: int) -> list[int]:
-    """A few columns, evenly spread, and that of the best setting among them."""
-    stride = -(-len(thresholds) // _COLUMNS)
-    return [place for place in range(len(thresholds)) if place % stride == best % stride]
+    stride = -(-len(tuning.thresholds) // _THRESHOLDS)
+    shown = tuning.thresholds[tuning.thresholds.index(best.threshold) % stride :: stride]
+    rows = (
+        (
+            Cell(str(steps)),
+            *(
+                Cell(
+                    f"{tuning.at(OVERALL, Setting(steps, threshold)):.2f}",
+                    mark=Mark.FASTER if (steps, threshold) == best else Mark.NONE,
+                )
+                for threshold in shown
+            ),
+        )
+        for steps in tuning.steps
+    )
+    columns = (Column(Cell(f"{threshold:.2f}")) for threshold in shown)
+    return Section(
+        title="overall, by steps (rows) and threshold",
+        sheet=Sheet((Column(Cell("steps"), left=True), *columns), tuple(rows)),
+    )
 
 
 def _findings(tuning: Tuning) -> Iterator[str]:
-    guessed = tuning.tasks[OVERALL].guessed_share
+    best = tuning.tasks[OVERALL]
     yield (
         f"best overall: steps {tuning.best.steps}, threshold {tuning.best.threshold:.2f}; "
-        f"speedup {interval_text(tuning.tasks[OVERALL].estimate)}"
+        f"speedup {interval_text(best.estimate)}"
     )
     yield (
         f"at the logged setting: predicted {tuning.predicted_at_logged:.2f}, "
@@ -85,7 +91,7 @@ def _findings(tuning: Tuning) -> Iterator[str]:
     )
     yield (
         f"not in the log: {tuning.unknown_share:.1%} of the positions; guessed for it: "
-        f"{guessed:.1%} of the best's steps"
+        f"{best.guessed_share:.1%} of the best's steps"
     )
 
 
@@ -96,7 +102,3 @@ def _captions(tuning: Tuning) -> Iterator[str]:
     )
     yield "mean accepted: with bonus token; the best was chosen on the same questions"
     yield f"in brackets: {INTERVAL_NAME}"
-
-
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)

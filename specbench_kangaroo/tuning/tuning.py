@@ -13,7 +13,7 @@ from specbench_kangaroo.record.schema import THRESHOLD
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.stats.summary import OVERALL
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation
-from specbench_kangaroo.tuning.draft_log import draft_log
+from specbench_kangaroo.tuning.replay import draft_log
 from specbench_kangaroo.tuning.step_costs import step_costs
 from specbench_kangaroo.tuning.surfaces import (
     THRESHOLDS,
@@ -30,6 +30,10 @@ _WIDTH = "tree_width"  # of methods that can draft with branches too
 # Long enough that few drafts are accepted whole; only the token after such a one is not drafted.
 _GENEROUS = 12
 TUNING_VERSION = 2  # 1 named the method instead of the entry
+_PLAIN = (
+    *("run", "entry", "baseline", "model", "questions", "answers", "unknown_share"),
+    *("steps", "thresholds"),
+)  # what a document has as it is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,12 +87,8 @@ def tune(run: Run, entry: str | None = None) -> Tuning:
     label, manifest = tunable_entry(run, entry), run.manifest
     answers = paired(per_generation(run), entry=label, baseline=manifest.baseline)
     steps = _steps_of(run, label, answers)
-    refuse_unreplayable(run, label, steps)
-    if not steps["drafted"].any():
-        raise UsageError(
-            f"{run.folder} has no drafts of {label} on prompts that {manifest.baseline} answered "
-            "too, so there is nothing to replay; tune another run"
-        )
+    if reason := _why_no_replay(run, label, steps):
+        raise UsageError(reason)
     log = draft_log(answers, steps, max_new_tokens=int(manifest.settings["max_new_tokens"]))
     costs = step_costs(answers, steps, _steps_of(run, manifest.baseline, answers))
     grid = tuple(range(1, log.deepest + 1))
@@ -115,20 +115,12 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
     """The document of ``specbench tune --format json``; a surface has a row per draft length."""
     return {
         "schema_version": TUNING_VERSION,
-        "run": tuning.run,
-        "entry": tuning.entry,
-        "baseline": tuning.baseline,
-        "model": tuning.model,
-        "questions": tuning.questions,
+        **{name: getattr(tuning, name) for name in _PLAIN},
         "logged": tuning.logged._asdict(),
-        "answers": tuning.answers,
-        "unknown_share": tuning.unknown_share,
         "at_logged": {
             "predicted": tuning.predicted_at_logged,
             "measured": tuning.measured_at_logged,
         },
-        "steps": list(tuning.steps),
-        "thresholds": list(tuning.thresholds),
         "tasks": {
             task: {
                 "n": part.n,
@@ -176,45 +168,42 @@ def tunable_entry(run: Run, label: str | None = None) -> str:
     return tunable[0]
 
 
-def refuse_unreplayable(run: Run, label: str, steps: pd.DataFrame) -> None:
-    """Raises :class:`UsageError` for a run that does not hold what a replay needs.
-
-    Args:
-        run: whose manifest says how ``label`` ran.
-        label: one that :func:`tunable_entry` gave.
-        steps: its steps.
-    """
-    record = run.manifest.entries[label]
-    if run.manifest.sampled:
-        raise UsageError(
-            f"{run.folder} was sampled, and only greedy drafts can be replayed: run again with "
-            f"--temperature 0 {_again(run, label)}"
-        )
-    if record.lossy:
-        raise UsageError(
-            f"{label} was lossy in {run.folder}, and only drafts that the target's own choice "
-            f"accepts can be replayed: run it again so that it is lossless"
-        )
-    if record.options[THRESHOLD] != 0:
-        raise UsageError(
-            f"{run.folder} was run with {label}.{THRESHOLD}={record.options[THRESHOLD]}, so it "
-            f"does not hold what longer drafts would have been: run again with "
-            f"{_again(run, label)}"
-        )
-    if (record.options.get(_WIDTH) or 1) != 1 or (steps["nodes"] != steps["drafted"] + 1).any():
-        raise UsageError(
-            f"{label} drafted with branches in {run.folder}, and only chains can be replayed: "
-            f"run again with {_again(run, label)}"
-        )
-    if any(len(told) != drafted for told, drafted in _told(steps)):
-        raise UsageError(
-            f"{label} gave no confidences in {run.folder}, so there is no {THRESHOLD} to replay; "
-            "tune another entry"
-        )
-
-
-def _told(steps: pd.DataFrame) -> list[tuple[list[float], int]]:
-    return list(zip(steps["confidence"].tolist(), steps["drafted"].tolist(), strict=True))
+def _why_no_replay(run: Run, label: str, steps: pd.DataFrame) -> str | None:
+    """What a replay of the entry's ``steps`` would need and the run does not hold, if anything."""
+    folder, options, again = run.folder, run.manifest.entries[label].options, _again(run, label)
+    reasons = (
+        (
+            run.manifest.sampled,
+            f"{folder} was sampled, and only greedy drafts can be replayed: run again with "
+            f"--temperature 0 {again}",
+        ),
+        (
+            run.manifest.entries[label].lossy,
+            f"{label} was lossy in {folder}, and only drafts that the target's own choice accepts "
+            "can be replayed: run it again so that it is lossless",
+        ),
+        (
+            options[THRESHOLD] != 0,
+            f"{folder} was run with {label}.{THRESHOLD}={options[THRESHOLD]}, so it does not hold "
+            f"what longer drafts would have been: run again with {again}",
+        ),
+        (
+            (options.get(_WIDTH) or 1) != 1 or (steps["nodes"] != steps["drafted"] + 1).any(),
+            f"{label} drafted with branches in {folder}, and only chains can be replayed: run "
+            f"again with {again}",
+        ),
+        (
+            (steps["confidence"].map(len) != steps["drafted"]).any(),
+            f"{label} gave no confidences in {folder}, so there is no {THRESHOLD} to replay; tune "
+            "another entry",
+        ),
+        (
+            not steps["drafted"].any(),
+            f"{folder} has no drafts of {label} on prompts that {run.manifest.baseline} answered "
+            "too, so there is nothing to replay; tune another run",
+        ),
+    )
+    return next((reason for wrong, reason in reasons if wrong), None)
 
 
 def _again(run: Run, label: str) -> str:

@@ -21,8 +21,7 @@ from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Method
 from specbench_kangaroo.record.writer import read_run
-from specbench_kangaroo.tuning.draft_log import DraftLog, draft_log
-from specbench_kangaroo.tuning.replay import walks
+from specbench_kangaroo.tuning.replay import DraftLog, draft_log, walks
 from specbench_methods.kangaroo import Kangaroo
 from specbench_methods.kangaroo.adapter import write_untrained
 from specbench_methods.layer_skip import LayerSkip, LayerSkipOptions

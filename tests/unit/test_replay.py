@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from specbench_kangaroo.record.schema import ExitReason, StepRecord
-from specbench_kangaroo.tuning.draft_log import DraftLog, draft_log
-from specbench_kangaroo.tuning.replay import Walk, walks
+from specbench_kangaroo.tuning.replay import DraftLog, Walk, draft_log, walks
 from tests.unit.drafting import (
     ALLOWED,
     DEEPEST,
