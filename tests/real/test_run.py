@@ -25,7 +25,7 @@ def test_a_short_run_of_the_default_model(tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["model"], summary["questions"]) == ("smollm2-135m", "builtin")
     assert (summary["baseline"], summary["status"]) == ("vanilla", "complete")
-    kangaroo = summary["methods"]["kangaroo"]
+    kangaroo = summary["entries"]["kangaroo"]
     assert kangaroo["lossless"]["violation"] == kangaroo["errors"] == 0
     overall = kangaroo["tasks"]["overall"]
     assert overall["n"] == 2

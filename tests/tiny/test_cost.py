@@ -19,6 +19,7 @@ from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.run.questions import Question
 from specbench_kangaroo.run.runner import execute
 from specbench_kangaroo.run.setup import manifest
+from tests.pace import slowness
 
 from .bench import FAMILY, make_bench
 from .models import VOCABULARY, target
@@ -70,10 +71,15 @@ def test_a_run_of_480_questions_adds_under_a_millisecond_to_a_step(tmp_path: Pat
         {"wrong": Wrong(MethodOptions())}, questions=spec_bench_like(), max_new_tokens=NEW_TOKENS
     )
     writer = RunWriter.create(tmp_path / "run", manifest(bench, name="run", command="dry"))
-    start_s = time.process_time()
-    with writer:
-        execute(bench, writer, on_finished=lambda _: None)
-    spent_ms = 1e3 * (time.process_time() - start_s)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one would spin for the first, which is no work
+    try:
+        start_s = time.process_time()
+        with writer:
+            execute(bench, writer, on_finished=lambda _: None)
+        spent_ms = 1e3 * (time.process_time() - start_s)
+    finally:
+        torch.set_num_threads(threads)
     run = read_run(tmp_path / "run")
     prompts = QUESTIONS + WITH_TWO_TURNS
     assert list(run.generations["error"].dropna()) == []
@@ -82,7 +88,7 @@ def test_a_run_of_480_questions_adds_under_a_millisecond_to_a_step(tmp_path: Pat
     assert len(run.judgements) == prompts
     step_ms = spent_ms / len(run.steps)
     print(f"{step_ms:.3f} ms of processor time a step, {len(run.steps)} steps")
-    assert step_ms < LIMIT_MS, (
+    assert step_ms < LIMIT_MS * slowness(), (
         f"the harness takes {step_ms:.2f} ms a step besides the target: a step of a small model on "
         "a GPU takes a few; `python -m cProfile` on this test shows where it goes"
     )

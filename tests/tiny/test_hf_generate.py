@@ -366,20 +366,20 @@ def run(bench: Bench, folder: Path) -> Run:
 def test_a_run_judges_it_like_any_other(entries: dict[str, Method], tmp_path: Path) -> None:
     found = run(make_bench(entries, warmup=1, repeats=2), tmp_path / "run")
     assert set(found.generations["status"]) == {Status.OK}
-    verdicts = found.judgements.groupby("method")["verdict"].agg(set).to_dict()
+    verdicts = found.judgements.groupby("entry")["verdict"].agg(set).to_dict()
     assert verdicts == {name: {"exact"} for name in entries}
-    by_itself = found.generations[found.generations["method"].str.startswith("hf")]
+    by_itself = found.generations[found.generations["entry"].str.startswith("hf")]
     assert set(by_itself["target_passes"]) == {0}
     assert set(by_itself["new_tokens"]) == {12}
     assert (by_itself["total_ms"] > by_itself["ttft_ms"]).all()
-    assert set(found.steps["method"]) == {"vanilla", "lookup"}
+    assert set(found.steps["entry"]) == {"vanilla", "lookup"}
 
 
 def test_a_sampled_run_draws_by_the_runs_seed(entries: dict[str, Method], tmp_path: Path) -> None:
     def texts(folder: str, seed: int) -> list[Any]:
         bench = make_bench(entries, temperature=0.9, seed=seed)
         rows = run(bench, tmp_path / folder).generations
-        return list(rows[rows["method"] == "hf"]["output_ids"].map(tuple))
+        return list(rows[rows["entry"] == "hf"]["output_ids"].map(tuple))
 
     first = texts("a", 1)
     assert texts("b", 1) == first
@@ -404,6 +404,6 @@ def test_what_goes_wrong_in_it_is_recorded_and_the_run_goes_on(
     monkeypatch.setattr(method._model, "generate", failing)
     rows = run(make_bench({"hf": method}), tmp_path / "run").generations
     failed = rows[rows["status"] == Status.ERROR]
-    assert list(failed["method"]) == ["hf"]
+    assert list(failed["entry"]) == ["hf"]
     assert told in failed["error"].iloc[0].lower()
     assert (rows["status"] == Status.OK).sum() == len(rows) - 1

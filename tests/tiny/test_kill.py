@@ -52,4 +52,4 @@ def test_a_killed_run_resumes_and_repeats_nothing(
     assert call(*arguments, "--output", whole) == 0
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (killed, whole)]
     assert untimed(summaries[0]) == untimed(summaries[1])
-    assert summaries[0]["methods"]["kangaroo"]["lossless"]["exact"] == 2 * QUESTIONS
+    assert summaries[0]["entries"]["kangaroo"]["lossless"]["exact"] == 2 * QUESTIONS

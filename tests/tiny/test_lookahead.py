@@ -259,7 +259,7 @@ def test_published_scoring_accepts_one_less_of_a_full_match(ngram: int) -> None:
         assert len(whole) > 1, "no step had a whole n-gram"
         for step in whole:
             assert (step.drafted, step.accepted, step.emitted) == (most, most, most + 1)
-        rows[published] = whole[0].rows
+        rows[published] = whole[0].nodes
     assert rows[True] == rows[False], "the last guess is scored, though it is never accepted"
 
 

@@ -84,9 +84,9 @@ def test_the_readmes_command_runs_it_and_has_figures(installed: Path, tmp_path: 
         *("--output", tmp_path / "run"),
     )
     assert child.returncode == 0, child.stderr
-    found = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]["repeat_last"]
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["entries"]["repeat_last"]
     assert (found["errors"], found["lossless"]["violation"]) == (0, 0)
     assert found["tasks"]["overall"]["n"] == 2
     assert {"speedup", "acceptance_rate"} <= found["tasks"]["overall"].keys()
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert manifest["methods"]["repeat_last"]["options"] == {"times": 2}
+    assert manifest["entries"]["repeat_last"]["options"] == {"times": 2}

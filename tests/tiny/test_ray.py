@@ -162,7 +162,7 @@ def answers(folder: Path) -> list[list[object]]:
 
 
 def acceptance(folder: Path) -> object:
-    overall = json.loads((folder / "summary.json").read_text())["methods"]["kangaroo"]
+    overall = json.loads((folder / "summary.json").read_text())["entries"]["kangaroo"]
     figures = overall["tasks"]["overall"]
     # Values: an interval's resampling goes by the order in which the questions were answered.
     names = ("mean_accepted_tokens", "acceptance_rate", "compression_rate")
