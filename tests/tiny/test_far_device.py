@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from specbench_kangaroo.engine.clock import WallClock
-from specbench_kangaroo.engine.cuda_graphs import Capturer, Uncaptured
+from specbench_kangaroo.engine.cuda_graphs import Capturer
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Method
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
@@ -23,7 +23,7 @@ from specbench_methods.draft_model import method as draft_model
 
 from .bench import drafting_methods
 from .far_device import FAR, far_device, move
-from .models import random_model
+from .models import Uncaptured, random_model
 from .test_fit import loaded
 from .test_training import SETTINGS, counting
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbench_kangaroo.engine.layers import is_llama_shaped
-from specbench_kangaroo.engine.rope import PlainRotary
+from specbench_kangaroo.engine.placement import PlainRotary
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.kangaroo.adapter import (
     KIND,

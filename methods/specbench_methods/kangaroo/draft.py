@@ -11,10 +11,9 @@ from torch.nn import functional
 
 from specbench_kangaroo.engine.attention import attend
 from specbench_kangaroo.engine.cache import Slots
-from specbench_kangaroo.engine.layers import Rows
 from specbench_kangaroo.engine.linear import Linear
 from specbench_kangaroo.engine.method import Draft, Resume
-from specbench_kangaroo.engine.rope import PlainRotary, Rope, rotate
+from specbench_kangaroo.engine.placement import PlainRotary, Rope, Rows, rotate
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason

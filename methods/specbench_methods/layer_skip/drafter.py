@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.layers import Rows
 from specbench_kangaroo.engine.method import Draft, Resume, Session, Verified
+from specbench_kangaroo.engine.placement import Rows
 from specbench_kangaroo.engine.target import NOTHING, Needs, Target, TargetOutput
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_methods.shared.chain import Chain, StopRule
