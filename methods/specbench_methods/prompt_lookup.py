@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from specbench_kangaroo.engine.method import (
 )
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
-from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 
 
@@ -31,8 +30,8 @@ from specbench_kangaroo.record.schema import ExitReason
 class LookupOptions(MethodOptions):
     """How much is matched, and how much is proposed."""
 
-    ngram: int = option(3, "the longest suffix that is looked for")
-    tokens: int = option(10, "the most tokens drafted in a step")
+    ngram: int = option(3, "the longest suffix that is looked for", minimum=1)
+    tokens: int = option(10, "the most tokens drafted in a step", minimum=1)
 
 
 class PromptLookup(PlainMethod):
@@ -43,14 +42,6 @@ class PromptLookup(PlainMethod):
     def __init__(self, options: LookupOptions) -> None:
         super().__init__(options)
         self.max_rows = 1 + options.tokens
-
-    @classmethod
-    def load(cls, target: Target, options: LookupOptions) -> Self:
-        """Refuse options that never draft; see :class:`Method`."""
-        for name in ("ngram", "tokens"):
-            if (value := getattr(options, name)) < 1:
-                raise UsageError(f"prompt_lookup.{name} must be at least 1, not {value}")
-        return super().load(target, options)
 
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> list[LookupOptions]:

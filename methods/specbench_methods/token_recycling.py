@@ -39,17 +39,18 @@ from specbench_kangaroo.engine.method import (
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import ExitReason
-from specbench_methods.shared.draft_tree import TreeShape, best_first
+from specbench_methods.shared.draft_tree import TreeShape, best_first, exit_reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecyclingOptions(MethodOptions):
     """The size of the table and of the tree, and what the table remembers."""
 
-    topk: int = option(8, "successors kept for every token")
-    nodes: int = option(16, "the most tokens drafted in a step, over all branches; the paper's: 80")
-    depth: int = option(6, "the longest branch")
+    topk: int = option(8, "successors kept for every token", minimum=1)
+    nodes: int = option(
+        16, "the most tokens drafted in a step, over all branches; the paper's: 80", minimum=1
+    )
+    depth: int = option(6, "the longest branch", minimum=1)
     keep: bool = option(
         False, "as in the paper, carry the table over to the next answer, which then depends on it"
     )
@@ -70,10 +71,7 @@ class TokenRecycling(PlainMethod):
 
     @classmethod
     def load(cls, target: Target, options: TokenRecyclingOptions) -> Self:
-        """Check the sizes; see :class:`Method`."""
-        for name in ("topk", "nodes", "depth"):
-            if (value := getattr(options, name)) < 1:
-                raise UsageError(f"token_recycling.{name} must be at least 1, not {value}")
+        """Check the table's width; see :class:`Method`."""
         if options.topk > (size := target.vocab_size):
             told = f"token_recycling.topk is {options.topk}, but the target has {size} tokens"
             raise UsageError(f"{told}: give fewer")
@@ -125,7 +123,7 @@ class RecyclingDrafter:
             parents.append(rows[parent])
         self._tokens = tokens
         tree = TokenTree(torch.tensor(tokens), tuple(parents), len(tokens))
-        return Draft(tree, exit_reason=self._exit_reason(successors[0], budget))
+        return Draft(tree, exit_reason=exit_reason(len(successors[0]), self._shape.depth, budget))
 
     def observe(self, verified: Verified) -> None:
         """Recycle the candidates of every row; those of accepted rows replace the others'."""
@@ -140,11 +138,6 @@ class RecyclingDrafter:
 
     def _successors(self, token: int) -> Sequence[int]:
         return () if token in self._eos else self._table.get(token, ())
-
-    def _exit_reason(self, first: Sequence[int], budget: int) -> ExitReason:
-        if not first:
-            return ExitReason.NO_DRAFT
-        return ExitReason.BUDGET if budget < self._shape.depth else ExitReason.MAX_STEPS
 
 
 METHOD = TokenRecycling

@@ -17,7 +17,6 @@ class Vanilla(StatelessMethod):
 
     def propose(self, root: int, budget: int) -> Draft:
         """The root alone."""
-        del budget
         return Draft(TokenTree.chain(torch.tensor([root])), exit_reason=ExitReason.NO_DRAFT)
 
 

@@ -49,13 +49,14 @@ class Storage:
     Attributes:
         shapes: one per layer.
         capacity: S, its slots.
+        loans: how many caches it was given to; each ends the one before.
         layers: the layers' slots: views of the blocks.
     """
 
     def __init__(self, shapes: Sequence[CacheShape], capacity: int) -> None:
         self.shapes = tuple(shapes)
         self.capacity = capacity
-        self._loans = 0
+        self.loans = 0
         self._blocks: list[Tensor] = []  # each [2 * layers of one shape, n_kv, S, d]
         found: dict[int, CachedLayer] = {}
         for shape in dict.fromkeys(shapes):
@@ -65,15 +66,6 @@ class Storage:
             for place, layer in enumerate(layers):
                 found[layer] = CachedLayer(block[2 * place :][:1], block[2 * place + 1 :][:1])
         self.layers = [found[layer] for layer in range(len(shapes))]
-
-    def lend(self) -> int:
-        """The number of a new loan, which ends the one before."""
-        self._loans += 1
-        return self._loans
-
-    def is_lent(self, loan: int) -> bool:
-        """Whether no later loan has ended this one."""
-        return loan == self._loans
 
     def move(self, rows: Sequence[int], start: int) -> None:
         """Copy slots ``start + rows[i]`` to ``start + i`` in all layers at once."""
@@ -99,7 +91,8 @@ class KVCache:
         self.capacity = capacity
         self.length = 0
         self.storage = storage or Storage(shapes, capacity)
-        self._loan = self.storage.lend()
+        self.storage.loans += 1
+        self._loan = self.storage.loans
 
     def end_of(self, slot: int, count: int) -> int:
         """One past the last of ``count`` rows from ``slot`` on.
@@ -149,7 +142,7 @@ class KVCache:
         self.storage = Storage((), 0)
 
     def _check_loan(self) -> None:
-        if not self.storage.is_lent(self._loan):
+        if self.storage.loans != self._loan:
             raise RuntimeError("a cache of an earlier generation is used: its memory is lent anew")
 
 

@@ -5,12 +5,18 @@ kind is first needed, which spoils the times of the generation that it happens i
 tells whoever measures, and a generation in which it grew is made again.  So no method has to say
 beforehand what it will run.
 
-Passes of more than ``MOST_ROWS`` rows and over an empty cache (prefills) run as in ``eager``: there
+A graph replays the same kernels on the same memory, so whatever changes from pass to pass is copied
+into buffers first.  Rows are padded to ``rows_bucket`` and the cache is looked at up to
+``length_bucket``.  A padding row sees slot 0 alone and is stored in a spare slot that no row sees:
+both are finite, and a NaN behind a mask would still spoil a softmax's product with the values.
+
+Passes of more than ``ROWS[-1]`` rows and over an empty cache (prefills) run as in ``eager``: there
 the kernels take the time, not their launches.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -18,24 +24,41 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.cache import CacheShape, KVCache, Storage
-from specbench_kangaroo.engine.layers import Rows
-from specbench_kangaroo.engine.segments import (
-    MOST_ROWS,
-    Body,
-    Inputs,
-    Replay,
-    Segment,
-    length_bucket,
-    rows_bucket,
-)
+from specbench_kangaroo.engine.attention import Visibility
+from specbench_kangaroo.engine.cache import CacheShape, KVCache, Slots, StaticSlots, Storage
+from specbench_kangaroo.engine.placement import Angles, Rows
+
+Body = Callable[[Tensor, Rows, Slots], tuple[Tensor, ...]]
+"""A pure function of hidden states (T, H), rows and a cache; every output has T rows."""
+
+Replay = Callable[[], tuple[Tensor, ...]]
+"""Runs a body once more on the buffers' present contents; the next replay may overwrite outputs."""
 
 MOST_GRAPHS = 256
 """Of one target.  They share their intermediate memory, so that one more costs its buffers, its
 outputs (T rows of logits) and the driver's list of kernels: about a megabyte for a small model."""
 
+ROWS: tuple[int, ...] = (*range(1, 9), 12, 16, 24, 32, 48, 64)
+_SHORTEST = 128
+_LONG = 1024
 _LEAST_SLOTS = 1024  # growing drops every graph over the smaller memory
 _WARM_UPS = 2
+
+
+def rows_bucket(rows: int) -> int:
+    """The smallest of ``ROWS`` that holds ``rows``."""
+    return ROWS[bisect_left(ROWS, rows)]
+
+
+def length_bucket(slots: int) -> int:
+    """A power of two from 128 to 1,024, above that a multiple of 1,024, that holds ``slots``.
+
+    Few enough sizes that a run meets all of them soon, and little too much for attention to read.
+    """
+    if slots > _LONG:
+        return -(-slots // _LONG) * _LONG
+    power: int = 1 << (slots - 1).bit_length()
+    return max(_SHORTEST, power)
 
 
 class Capturer(Protocol):
@@ -93,18 +116,6 @@ class CudaCapturer:
         return replay
 
 
-class Uncaptured:
-    """Calls the function again: everything but the capture, on any device."""
-
-    def __init__(self) -> None:
-        self.captures = 0
-
-    def capture(self, function: Callable[[], tuple[Tensor, ...]]) -> Replay:
-        """See :class:`Capturer`."""
-        self.captures += 1
-        return function
-
-
 class _Key(NamedTuple):
     """What a segment is for; hashed in every pass, and a storage by its identity."""
 
@@ -127,7 +138,7 @@ class Graphs:
         self._most = most
         self._storages: dict[tuple[CacheShape, ...], Storage] = {}
         self._lent: set[tuple[CacheShape, ...]] = set()
-        self._segments: OrderedDict[_Key, Segment] = OrderedDict()  # the oldest first
+        self._segments: OrderedDict[_Key, _Segment] = OrderedDict()  # the oldest first
 
     def __len__(self) -> int:
         return len(self._segments)
@@ -152,7 +163,7 @@ class Graphs:
     def takes(self, hidden: Tensor, rows: Rows, cache: KVCache) -> bool:
         """Whether a pass is one to capture."""
         return (
-            len(hidden) <= MOST_ROWS
+            len(hidden) <= ROWS[-1]
             and not any(visible.causal for visible in rows.visible.values())
             and cache.storage in self._storages.values()
         )
@@ -164,20 +175,76 @@ class Graphs:
         key = _Key(cache.storage, body, rows_bucket(len(hidden)), length)
         segment = self._segments.get(key)
         if segment is None:
-            segment = self._segment(key, hidden, rows)
+            segment = self._segments[key] = _Segment(key, hidden, rows, self._capturer)
+            # Only now: capturing has waited for the device, so no dropped graph is still running.
+            while len(self._segments) > self._most:
+                self._segments.popitem(last=False)
         self._segments.move_to_end(key)
         return segment.run(hidden, rows)
-
-    def _segment(self, key: _Key, hidden: Tensor, rows: Rows) -> Segment:
-        inputs = Inputs(hidden, rows, count=key.rows, length=key.length, storage=key.storage)
-        inputs.fill(hidden, rows)
-        segment = self._segments[key] = Segment.capture(key.body, inputs, self._capturer.capture)
-        # Only now: capturing has waited for the device, so that no dropped graph is still running.
-        while len(self._segments) > self._most:
-            self._segments.popitem(last=False)
-        return segment
 
     def _drop(self, kind: tuple[CacheShape, ...]) -> None:
         storage = self._storages.pop(kind, None)
         for key in [key for key in self._segments if key.storage is storage]:
             del self._segments[key]
+
+
+class _Segment:
+    """A body on buffers of its own, T rows over the first L slots of a storage, to be replayed.
+
+    Args:
+        hidden: (t, H) of a pass that it is captured with, t at most T; ``rows`` likewise.
+    """
+
+    def __init__(self, key: _Key, hidden: Tensor, rows: Rows, capturer: Capturer) -> None:
+        device, count = hidden.device, key.rows
+        self._spare = key.storage.capacity - 1
+        self._columns = torch.arange(key.length, device=device).expand(count, -1)  # [T, L]
+        self._hidden = hidden.new_zeros(count, hidden.shape[1])
+        slots = torch.full((count,), self._spare, device=device)
+        self._cache = StaticSlots(key.storage, slots, key.length)
+        masks = {
+            window: Visibility(torch.zeros(count, key.length, dtype=torch.bool, device=device))
+            for window in rows.visible
+        }
+        others = {kind: _blank(angles, count) for kind, angles in rows.other_angles.items()}
+        self._rows = Rows(0, _blank(rows.angles, count), masks, others)
+        self._fill(hidden, rows)
+        self._replay = capturer.capture(lambda: key.body(self._hidden, self._rows, self._cache))
+
+    def run(self, hidden: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        """The body's outputs for a pass, (t, …) each, in memory of their own."""
+        self._fill(hidden, rows)
+        return tuple(output[: len(hidden)].clone() for output in self._replay())
+
+    def _fill(self, hidden: Tensor, rows: Rows) -> None:
+        """Bring a pass into the buffers; nothing waits for the device."""
+        count = len(hidden)
+        self._hidden[:count].copy_(hidden)
+        torch.arange(rows.slot, rows.slot + count, out=self._cache.slots[:count])
+        _copy(rows.angles, self._rows.angles, count)
+        for kind, angles in rows.other_angles.items():
+            _copy(angles, self._rows.other_angles[kind], count)
+        for window, visible in rows.visible.items():
+            self._see(self._rows.visible[window], visible, end=rows.slot + count, count=count)
+        if count < len(self._hidden):
+            self._hidden[count:].zero_()
+            self._cache.slots[count:].fill_(self._spare)
+
+    def _see(self, buffer: Visibility, visible: Visibility, *, end: int, count: int) -> None:
+        assert buffer.mask is not None
+        if visible.mask is None:
+            torch.lt(self._columns, end, out=buffer.mask)
+            return
+        buffer.mask.zero_()
+        buffer.mask[:count, :end].copy_(visible.mask)
+        if count < len(buffer.mask):
+            buffer.mask[count:, 0].fill_(True)
+
+
+def _blank(angles: Angles, count: int) -> Angles:
+    return Angles(*(part.new_zeros(1, count, part.shape[-1]) for part in angles))
+
+
+def _copy(source: Angles, target: Angles, count: int) -> None:
+    for part, buffer in zip(source, target, strict=True):
+        buffer[:, :count].copy_(part)

@@ -8,8 +8,7 @@ model's own forward pass before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from specbench_kangaroo.engine.attention import Visibility, attend
 from specbench_kangaroo.engine.cache import Slots
 from specbench_kangaroo.engine.families import is_plain
 from specbench_kangaroo.engine.linear import Linear
-from specbench_kangaroo.engine.rope import Angles, rotate
+from specbench_kangaroo.engine.placement import Rows, rotate
 
 ATTENTION = "specbench"
 _LLAMA_SHAPED = frozenset(
@@ -33,40 +32,6 @@ _LLAMA_SHAPED = frozenset(
         "SmolLM3DecoderLayer",
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Where some rows of a tree stand: their first cache slot, angles, and whom they see.
-
-    Attributes:
-        angles: the model's own; those of layer types that rotate otherwise are ``other_angles``.
-        visible: one entry per attention window that the target's layers use; None is full.
-        copies: these rows on other devices, made when a layer there first asks.
-    """
-
-    slot: int
-    angles: Angles
-    visible: Mapping[int | None, Visibility]
-    other_angles: Mapping[str, Angles] = field(default_factory=dict)
-    copies: dict[torch.device, Rows] = field(default_factory=dict, repr=False, compare=False)
-
-    def angles_of(self, rotation: str | None) -> Angles:
-        """Angles for a layer type; None is the model's own."""
-        return self.angles if rotation is None else self.other_angles[rotation]
-
-    def on(self, device: torch.device) -> Rows:
-        """These rows on a layer's device: copied once, however many layers are there."""
-        if device == self.angles.cos.device:
-            return self
-        if device not in self.copies:
-            self.copies[device] = Rows(
-                self.slot,
-                self.angles.on(device),
-                {window: visible.on(device) for window, visible in self.visible.items()},
-                {kind: angles.on(device) for kind, angles in self.other_angles.items()},
-            )
-        return self.copies[device]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Matrix products with weights laid out for few rows.
+"""Matrix products with weights laid out for few rows; the LM head is one of them.
 
 On a CPU a float32 product of 1..16 rows by a weight matrix is bound by reading the weights, so 8
 rows should cost what one costs.  The BLAS kernels behind ``torch.nn.functional.linear`` are far
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
 from torch.nn import functional
 
-Product = Callable[[Tensor], Tensor]
-"""(T, K) -> (T, N)."""
+from specbench_kangaroo.engine.families import home, is_plain
+from specbench_kangaroo.record.errors import UsageError
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}  # of sums of 64 terms up to 1
 _ROWS_HINT = 8
@@ -114,3 +116,46 @@ def _linear(*arguments: object) -> Tensor:
 def _linear_binary(*arguments: object) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(*arguments)
     return product
+
+
+class LmHead:
+    """Logits (T, V) of normed final states (T, H), capped where the family caps them (Gemma 2).
+
+    A head that is quantised or offloaded runs as its module, hooks included; any other one by a
+    product that is made for few rows.
+    """
+
+    def __init__(self, module: Any, config: Any) -> None:
+        self._config = config
+        self.device = home(module)
+        self.vocab_size: int = getattr(module, "out_features", None) or len(module.weight)
+        self._product: Any = module
+        if is_plain(module):
+            bias = None if module.bias is None else module.bias.detach()
+            self._product = Linear(module.weight.detach(), bias)
+
+    def __call__(self, normed: Tensor) -> Tensor:
+        """(T, H) on any device -> (T, V) on the head's."""
+        logits: Tensor = self._product(normed.to(self.device))
+        return capped(logits, self._config)
+
+
+def matrix_of(module: Any, device: torch.device) -> Tensor:
+    """A head's weight (V, H) on ``device``; one that is offloaded is loaded for good.
+
+    Raises:
+        UsageError: the head is quantised.
+    """
+    if type(module) is not nn.Linear or not module.weight.is_floating_point():
+        raise UsageError(
+            f"the target's LM head is quantised ({type(module).__name__}), and this draft shares "
+            "its matrix: use a model whose lm_head is left in full precision"
+        )
+    with align_module_device(module):
+        return module.weight.detach().to(device)
+
+
+def capped(logits: Tensor, config: Any) -> Tensor:
+    """Logits as the family's own forward pass leaves them: Gemma 2 bounds them smoothly."""
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

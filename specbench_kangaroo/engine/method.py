@@ -18,7 +18,7 @@ options, a drafter the state of one text.  A whole method::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -29,6 +29,7 @@ from specbench_kangaroo.engine.cache import KVCache
 from specbench_kangaroo.engine.sampling import Sampler
 from specbench_kangaroo.engine.target import NOTHING, Needs, Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 
 
@@ -99,15 +100,24 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodOptions:
-    """A method's options with their defaults: subclass it, one typed field an option.
+    """A method's options with their defaults: subclass it, one :func:`option` field an option.
 
-    ``field(metadata={"help": …})`` is what ``specbench list methods`` shows.
+    Raises:
+        UsageError: a value below its option's minimum.
     """
 
+    def __post_init__(self) -> None:
+        """A method is called what its module is, so that an error says what the user gave."""
+        method = type(self).__module__.removesuffix(".method").rpartition(".")[2]
+        for each in fields(self):
+            value, least = getattr(self, each.name), each.metadata.get("minimum")
+            if None not in (value, least) and value < least:
+                raise UsageError(f"{method}.{each.name} must be at least {least}, not {value}")
 
-def option(default: Any, description: str) -> Any:
-    """A field of an :class:`MethodOptions` class."""
-    return field(default=default, metadata={"help": description})
+
+def option(default: Any, description: str, *, minimum: int | None = None) -> Any:
+    """A field of an options class; the description is what ``specbench list methods`` shows."""
+    return field(default=default, metadata={"help": description, "minimum": minimum})
 
 
 class Drafter(Protocol):
@@ -188,13 +198,11 @@ class PlainMethod:
     @classmethod
     def load(cls, target: Target, options: Any) -> Self:
         """See :class:`Method`."""
-        del target
         return cls(options)
 
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> Sequence[Any]:
         """See :class:`Method`."""
-        del target, folder
         return [cls.Options()]
 
     def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
@@ -207,7 +215,6 @@ class StatelessMethod(PlainMethod):
 
     def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """See :class:`Method`."""
-        del session, prompt, output
         return self
 
     def propose(self, root: int, budget: int) -> Draft:

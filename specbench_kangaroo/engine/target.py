@@ -9,7 +9,7 @@ weights are fetched from its memory or the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from specbench_kangaroo.engine.cache import CacheShape, KVCache, Slots
-from specbench_kangaroo.engine.cuda_graphs import Capturer, Graphs
+from specbench_kangaroo.engine.cuda_graphs import Body, Capturer, Graphs
 from specbench_kangaroo.engine.families import (
     home,
     layout_of,
@@ -31,14 +31,11 @@ from specbench_kangaroo.engine.layers import (
     LayerSpec,
     LeanLayer,
     ModuleLayer,
-    Rows,
     attention,
     is_llama_shaped,
 )
-from specbench_kangaroo.engine.lm_head import LmHead
-from specbench_kangaroo.engine.placement import Placement
-from specbench_kangaroo.engine.rope import Rope
-from specbench_kangaroo.engine.segments import Body
+from specbench_kangaroo.engine.linear import LmHead, matrix_of
+from specbench_kangaroo.engine.placement import Placement, Rows
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.record.errors import UsageError
 
@@ -131,11 +128,12 @@ class Target:
         self._head = LmHead(model.get_output_embeddings(), model.config)
         self.vocab_size: int = self._head.vocab_size
         self._homes = [home(layer) for layer in model.model.layers]
-        self._lm_head: Tensor | None = None
         self._is_spread = any(device != self.device for device in self._homes)
         self._norm_home = home(model.model.norm)
-        self._placement = Placement.of(model, self.layout, dtype=self.dtype, device=self.device)
-        self.rope = self._placement.rope
+        like = torch.empty(1, dtype=self.dtype, device=self.device)
+        placement = Placement(model, self.layout, like)
+        self.rope = placement.rope
+        self.rows, self.prompt_rows = placement.rows, placement.prompt_rows
         self._weight_shares = _weight_shares(model)
         self.capturer = capturer
         self._graphs: Graphs | None = None
@@ -241,9 +239,8 @@ class Target:
         Raises:
             UsageError: the head is quantised.
         """
-        if self._lm_head is None:
-            self._lm_head = self._head.matrix(self.device)
-        return self._lm_head
+        head = self.model.get_output_embeddings()
+        return self.once("lm_head", lambda: matrix_of(head, self.device))
 
     def new_cache(self, capacity: int, *, layers: int | None = None) -> KVCache:
         """An empty cache of ``capacity`` slots for all layers, or for ``layers`` like the first.
@@ -262,16 +259,6 @@ class Target:
         tokens = tokens.to(self.device, non_blocking=True)
         embedded: Tensor = self._embedding(tokens)  # Gemma's scales them as well
         return embedded
-
-    def rows(
-        self, length: int, parents: Sequence[int], *, first: int = 0, rope: Rope | None = None
-    ) -> Rows:
-        """Place rows of a tree above the committed ones; see :meth:`Placement.rows`."""
-        return self._placement.rows(length, parents, first=first, rope=rope)
-
-    def prompt_rows(self, count: int, *, rope: Rope | None = None) -> Rows:
-        """Place a prompt in an empty cache; see :meth:`Placement.prompt_rows`."""
-        return self._placement.prompt_rows(count, rope=rope)
 
     def layers(self, hidden: Tensor, first: int, last: int, rows: Rows, cache: KVCache) -> Tensor:
         """Run decoder layers ``first .. last-1``: (T, H) -> (T, H), both on ``device``."""

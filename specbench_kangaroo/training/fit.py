@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specbench_kangaroo import __version__
 from specbench_kangaroo.engine.families import home
-from specbench_kangaroo.engine.lm_head import matrix_of
+from specbench_kangaroo.engine.linear import matrix_of
 from specbench_kangaroo.machine.cache_folder import sha256_of
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from specbench_kangaroo.engine.linear import Linear
-from specbench_kangaroo.engine.lm_head import capped
+from specbench_kangaroo.engine.linear import Linear, capped
 from specbench_kangaroo.training.features import FINAL, FeatureStore
 
 _Rows = NDArray[np.int64]  # indices into a store's N rows

@@ -1,5 +1,6 @@
 """Tiny random models of several families: every engine test runs on them, none is downloaded."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
+from specbench_kangaroo.engine.cuda_graphs import Replay
 from specbench_kangaroo.engine.target import Target
 
 VOCABULARY = 24  # small, so that a random draft is right now and then
@@ -145,3 +147,21 @@ def _scale_branch(family: str, name: str, parameter: torch.Tensor) -> None:
 def target(family: str, dtype: torch.dtype = torch.float64) -> Target:
     """The target of a family; shared between tests, which must not change it."""
     return Target(random_model(family, dtype), name=f"tiny-{family}")
+
+
+def count_parameters(build: Callable[[], torch.nn.Module]) -> int:
+    """From the shapes alone: nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build().parameters())
+
+
+class Uncaptured:
+    """Calls the function again: everything but the capture, on any device."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    def capture(self, function: Callable[[], tuple[torch.Tensor, ...]]) -> Replay:
+        """See ``Capturer``."""
+        self.captures += 1
+        return function

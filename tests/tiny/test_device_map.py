@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
-from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer, Rows
-from specbench_kangaroo.engine.rope import Angles
+from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
+from specbench_kangaroo.engine.placement import Angles, Rows
 from specbench_kangaroo.engine.target import Needs, Target
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.models.load import load_model

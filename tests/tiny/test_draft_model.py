@@ -19,9 +19,8 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request
 from specbench_kangaroo.run.setup import load_bench, plan_of
-from specbench_methods.draft_model import DraftModel, DraftModelOptions
-from specbench_methods.draft_model.drafter import ChainDrafter
-from specbench_methods.shared.example_models import write_draft_model, write_tokenizer
+from specbench_methods.draft_model import ChainDrafter, DraftModel, DraftModelOptions
+from specbench_methods.shared.draft_models import write_draft_model, write_tokenizer
 
 from .bench import save_model
 from .chains import assert_drawn_as_told, assert_same_steps, expected_steps, last_logits

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from specbench_kangaroo.engine import layers
 from specbench_kangaroo.engine.families import SUPPORTED
 from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
-from specbench_kangaroo.engine.rope import Rope
+from specbench_kangaroo.engine.placement import Rope
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.training.features import FINAL, Document, collect

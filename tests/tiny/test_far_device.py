@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from specbench_kangaroo.engine.clock import WallClock
-from specbench_kangaroo.engine.cuda_graphs import Capturer, Uncaptured
+from specbench_kangaroo.engine.cuda_graphs import Capturer
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Method
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
@@ -19,11 +19,11 @@ from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.training.fit import FitPlan, fit
 from specbench_kangaroo.training.trainable import trainable_names
-from specbench_methods.draft_model import method as draft_model
+from specbench_methods.shared import draft_models
 
 from .bench import drafting_methods
 from .far_device import FAR, far_device, move
-from .models import random_model
+from .models import Uncaptured, random_model
 from .test_fit import loaded
 from .test_training import SETTINGS, counting
 
@@ -70,7 +70,7 @@ def answer(model: Target, method: Method, temperature: float) -> Decoded:
 def test_methods_keep_tensors_on_the_targets_device(
     name: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draft_model, "load_model", load_far_model)
+    monkeypatch.setattr(draft_models, "load_model", load_far_model)
     kind = method_class(name)
     here = Target(random_model(case.family), name="tiny")
     with far_device():
@@ -89,7 +89,7 @@ def test_the_host_waits_only_where_it_decides(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once to accept, once for what a draft of all tokens needs or else once a drafted depth."""
-    monkeypatch.setattr(draft_model, "load_model", load_far_model)
+    monkeypatch.setattr(draft_models, "load_model", load_far_model)
     kind = method_class(name)
     with far_device() as reads:
         target = Target(move(random_model("llama-gqa-tied")), name="tiny")

@@ -19,11 +19,18 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from specbench_kangaroo.engine.clock import clock_for
-from specbench_kangaroo.engine.cuda_graphs import Capturer, CudaCapturer, Graphs, Uncaptured
+from specbench_kangaroo.engine.cuda_graphs import (
+    ROWS,
+    Capturer,
+    CudaCapturer,
+    Graphs,
+    Replay,
+    length_bucket,
+    rows_bucket,
+)
 from specbench_kangaroo.engine.decode import Limits, decode, verify
 from specbench_kangaroo.engine.method import Draft, Drafter, Method, MethodOptions
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
-from specbench_kangaroo.engine.segments import ROWS, Replay, length_bucket, rows_bucket
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree, chain_parents
 from specbench_kangaroo.record.errors import UsageError
@@ -34,7 +41,7 @@ from specbench_kangaroo.run.schedule import Round
 from specbench_methods.vanilla import Vanilla
 
 from .bench import QUESTIONS, drafting_methods, make_bench
-from .models import FAMILIES, VOCABULARY, random_model
+from .models import FAMILIES, VOCABULARY, Uncaptured, random_model
 from .test_contract import assert_texts_do_not_mix
 
 PLAIN = "llama-gqa-tied"

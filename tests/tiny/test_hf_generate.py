@@ -24,7 +24,7 @@ from specbench_kangaroo.run.setup import Bench, manifest
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
 from specbench_methods.hf_generate.method import GenerateOptions, HfGenerate
 from specbench_methods.prompt_lookup import LookupOptions, PromptLookup
-from specbench_methods.shared.example_models import write_draft_model
+from specbench_methods.shared.draft_models import write_draft_model
 
 from .bench import FAMILY, drafting_methods, make_bench
 from .clocks import FakeClock

@@ -14,8 +14,7 @@ from specbench_kangaroo.engine.method import Drafter, Session, Verified
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_methods.kangaroo import Kangaroo
 from specbench_methods.kangaroo.adapter import write_untrained
-from specbench_methods.kangaroo.draft import AdapterText
-from specbench_methods.kangaroo.drafter import KangarooDrafter
+from specbench_methods.kangaroo.drafter import AdapterText, KangarooDrafter
 
 from .models import FAMILIES, target
 
@@ -28,10 +27,9 @@ class Watched(Kangaroo):
     rounds = 0
 
     def start(self, session: Session, prompt: torch.Tensor, output: TargetOutput) -> Drafter:
-        text = AdapterText(
-            self._runner, output.hidden[self._plan.exit_layer], session.cache.capacity
-        )
-        return WatchedText(self, prompt, self._target, self._plan, self._drafted, text, session)
+        text = AdapterText(self._runner, output.hidden[self._exit_layer], session.cache.capacity)
+        given = text, self._drafted, session, self._rule, self._exit_layer, self._width
+        return WatchedText(self, prompt, *given)
 
 
 class WatchedText(KangarooDrafter):
@@ -42,11 +40,11 @@ class WatchedText(KangarooDrafter):
         self._method, self._ids = method, prompt.tolist()
 
     def observe(self, verified: Verified) -> None:
-        self._ids += [self._growth.tokens[row] for row in verified.nodes]
+        self._ids += [self.growth.tokens[row] for row in verified.nodes]
         super().observe(verified)
         self._method.rounds += 1
-        found, pending = self._adapter.cache, self._adapter.pending
-        ids, target = torch.tensor(self._ids), self._target
+        found, pending = self.adapter.cache, self.adapter.pending
+        ids, target = torch.tensor(self._ids), self.adapter.target
         fresh = target.prefill(ids, target.new_cache(len(ids)), self._method.needs)
         (states,) = fresh.hidden.values()
         assert found.length + len(pending) == len(ids), "a committed position was lost"

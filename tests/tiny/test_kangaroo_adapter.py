@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbench_kangaroo.engine.layers import is_llama_shaped
-from specbench_kangaroo.engine.rope import PlainRotary
+from specbench_kangaroo.engine.placement import PlainRotary
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.kangaroo.adapter import (
     KIND,
@@ -22,7 +22,8 @@ from specbench_methods.kangaroo.adapter import (
     write_untrained,
 )
 from specbench_methods.kangaroo.adapter import load_adapter as load_source
-from specbench_methods.kangaroo.draft import AdapterRunner, AdapterText, Growth
+from specbench_methods.kangaroo.drafter import AdapterRunner, AdapterText
+from specbench_methods.shared.growth import Growth
 from specbench_methods.shared.weight_sources import locate
 from specbench_methods.shared.weights import LoadedWeights, WeightInfo, save_weights
 
@@ -188,7 +189,7 @@ def test_decoding_with_a_cache_is_the_trained_adapter(
     text = AdapterText(AdapterRunner(model, loaded), states[:9], capacity=32)
     position = 9
     for drafted, accepted in [(3, 3), (2, 1), (4, 0), (1, 1), (3, 2)]:
-        growth = Growth.from_root(0)
+        growth = Growth([0])
         for depth in range(drafted + 1):
             right = depth <= accepted  # the states of a rejected token must leave no trace
             state = states[position + depth] if right else torch.ones(model.hidden_size).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -137,21 +139,19 @@ def test_the_default_leaves_after_a_quarter_of_the_layers_and_is_recorded() -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (LayerSkipOptions(exit_layer=1, skip="2"), "not both"),
-        (LayerSkipOptions(exit_layer=0), r"exit_layer is 0, but .* 4 layers: give one of 1\.\.3"),
-        (LayerSkipOptions(exit_layer=4), r"exit_layer is 4, but .* 4 layers: give one of 1\.\.3"),
-        (LayerSkipOptions(skip="3-4"), r"skip is '3-4', but the target has layers 0\.\.3"),
-        (LayerSkipOptions(skip="9"), r"skip is '9', but the target has layers 0\.\.3"),
-        (LayerSkipOptions(skip="0-1,2-3"), r"layers 0\.\.3: name some of these, not all"),
-        (LayerSkipOptions(skip="3-1"), "takes layers such as 10-19,25, not '3-1'"),
-        (LayerSkipOptions(skip="-1"), "takes layers such as 10-19,25, not '-1'"),
-        (LayerSkipOptions(skip="1,,2"), "takes layers such as 10-19,25, not '1,,2'"),
-        (LayerSkipOptions(skip="two"), "takes layers such as 10-19,25, not 'two'"),
-        (LayerSkipOptions(steps=0), r"layer_skip\.steps must be at least 1, not 0"),
+        ({"exit_layer": 1, "skip": "2"}, "not both"),
+        ({"exit_layer": 0}, r"exit_layer is 0, but .* 4 layers: give one of 1\.\.3"),
+        ({"exit_layer": 4}, r"exit_layer is 4, but .* 4 layers: give one of 1\.\.3"),
+        ({"skip": "3-4"}, r"skip is '3-4', but the target has layers 0\.\.3"),
+        ({"skip": "9"}, r"skip is '9', but the target has layers 0\.\.3"),
+        ({"skip": "0-1,2-3"}, r"layers 0\.\.3: name some of these, not all"),
+        ({"skip": "3-1"}, "takes layers such as 10-19,25, not '3-1'"),
+        ({"skip": "-1"}, "takes layers such as 10-19,25, not '-1'"),
+        ({"skip": "1,,2"}, "takes layers such as 10-19,25, not '1,,2'"),
+        ({"skip": "two"}, "takes layers such as 10-19,25, not 'two'"),
+        ({"steps": 0}, r"layer_skip\.steps must be at least 1, not 0"),
     ],
 )
-def test_layers_that_the_target_has_not_are_refused(
-    options: LayerSkipOptions, message: str
-) -> None:
+def test_layers_that_the_target_has_not_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        LayerSkip.load(target(FAMILY), options)
+        LayerSkip.load(target(FAMILY), LayerSkipOptions(**options))

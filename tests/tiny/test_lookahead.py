@@ -7,6 +7,7 @@ every token of the window from a prefill of exactly what that token may see.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from specbench_kangaroo.engine.tree import attention_mask
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.lookahead import Lookahead, LookaheadOptions
-from specbench_methods.lookahead.drafter import LookaheadDrafter
+from specbench_methods.lookahead.method import LookaheadDrafter
 from specbench_methods.lookahead.window import JacobiWindow, NgramPool
 
 from .models import target
@@ -309,15 +310,15 @@ def test_guesses_are_no_deeper_than_the_budget() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (LookaheadOptions(ngram=1), "lookahead.ngram must be at least 2, not 1"),
-        (LookaheadOptions(window=0), "lookahead.window must be at least 1, not 0"),
-        (LookaheadOptions(guesses=-1), "lookahead.guesses must be at least 0, not -1"),
-        (LookaheadOptions(ngram=2, published_scoring=True), "accepts nothing"),
+        ({"ngram": 1}, "lookahead.ngram must be at least 2, not 1"),
+        ({"window": 0}, "lookahead.window must be at least 1, not 0"),
+        ({"guesses": -1}, "lookahead.guesses must be at least 0, not -1"),
+        ({"ngram": 2, "published_scoring": True}, "accepts nothing"),
     ],
 )
-def test_sizes_that_make_no_window_are_refused(options: LookaheadOptions, says: str) -> None:
+def test_sizes_that_make_no_window_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        Lookahead.load(target(FAMILY), options)
+        Lookahead.load(target(FAMILY), LookaheadOptions(**options))
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,19 @@ from specbench_kangaroo.training.teacher import Teacher
 from specbench_kangaroo.training.train import Trainer, TrainSettings
 from specbench_kangaroo.training.trainable import Provenance
 from specbench_methods.medusa import Medusa, MedusaOptions
+from specbench_methods.medusa.drafter import PUBLISHED
 from specbench_methods.medusa.heads import (
     KIND,
     Heads,
     HeadsShape,
-    count_parameters,
+    write_untrained,
 )
 from specbench_methods.medusa.heads import load_heads as load_source
 from specbench_methods.medusa.training import HEADS, MedusaTrainee
-from specbench_methods.medusa.trees import PUBLISHED, write_untrained
 from specbench_methods.shared.weight_sources import locate
 from specbench_methods.shared.weights import LoadedWeights
 
-from .models import VOCABULARY, random_model, target
+from .models import VOCABULARY, count_parameters, random_model, target
 
 FAMILY = "llama-gqa-tied"
 PROMPT = [5, 9, 3, 14, 7, 11, 3, 14]
@@ -52,9 +52,11 @@ def answer(method: Medusa, new: int = 24) -> Decoded:
 
 def test_four_own_heads_on_a_7b_target_have_the_published_size() -> None:
     shape = HeadsShape(heads=4, hidden_size=4096, vocab_size=32000, own=True)
-    assert count_parameters(shape) == 591_413_248
+    assert count_parameters(lambda: Heads(shape)) == 591_413_248
     shared = replace(shape, own=False)
-    assert count_parameters(shared) == 4 * (4096 * 4096 + 4096), "a shared head has no output"
+    assert count_parameters(lambda: Heads(shared)) == 4 * (4096 * 4096 + 4096), (
+        "a shared head has no output"
+    )
 
 
 def test_the_published_tree_has_its_63_nodes() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.engine.clock import WallClock
-from specbench_kangaroo.engine.cuda_graphs import Uncaptured
+from specbench_kangaroo.engine.cuda_graphs import Replay
 from specbench_kangaroo.engine.decode import Limits, decode
 from specbench_kangaroo.engine.layers import LayerSpec, LeanLayer
 from specbench_kangaroo.engine.method import (
@@ -26,14 +26,13 @@ from specbench_kangaroo.engine.method import (
     Session,
     Verified,
 )
-from specbench_kangaroo.engine.segments import Replay
 from specbench_kangaroo.engine.target import NOTHING, Needs, Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.vanilla import Vanilla
 
 from .far_device import FAR, far_device, move
-from .models import FAMILIES, VOCABULARY, random_model, target
+from .models import FAMILIES, VOCABULARY, Uncaptured, random_model, target
 
 LLAMA = "llama-gqa-tied"
 PROMPT = (5, 9, 3, 14, 7, 11, 3, 14)

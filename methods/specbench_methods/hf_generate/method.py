@@ -16,20 +16,26 @@ from transformers import GenerationConfig
 from specbench_kangaroo.engine.method import MethodOptions, PlainMethod, option
 from specbench_kangaroo.engine.sampling import Sampler
 from specbench_kangaroo.engine.target import Target
-from specbench_kangaroo.models.load import LoadedModel, load_model
+from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.hf_generate.model import FirstToken, seeded, sharing_weights
-from specbench_methods.shared.example_models import write_draft_model
+from specbench_methods.shared.draft_models import load_beside, write_draft_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions(MethodOptions):
     """As ``generate`` names them, with its own defaults."""
 
-    prompt_lookup_num_tokens: int | None = option(None, "draft so many tokens by prompt lookup")
-    max_matching_ngram_size: int = option(2, "the longest n-gram that prompt lookup looks for")
+    prompt_lookup_num_tokens: int | None = option(
+        None, "draft so many tokens by prompt lookup", minimum=1
+    )
+    max_matching_ngram_size: int = option(
+        2, "the longest n-gram that prompt lookup looks for", minimum=1
+    )
     assistant_model: str | None = option(None, "the model that drafts: short name, folder, hub id")
-    num_assistant_tokens: int = option(20, "the most tokens that the assistant drafts in a step")
+    num_assistant_tokens: int = option(
+        20, "the most tokens that the assistant drafts in a step", minimum=1
+    )
     assistant_confidence_threshold: float = option(
         0.4, "the assistant stops after a token less likely; adapted where scikit-learn is"
     )
@@ -54,11 +60,12 @@ class HfGenerate(PlainMethod):
     @classmethod
     def load(cls, target: Target, options: GenerateOptions) -> Self:
         """Load the assistant as the target was loaded; see :class:`Method`."""
-        _check(options)
-        if options.assistant_model is None:
-            return cls(target, options, None)
-        dtype, device = str(target.dtype).removeprefix("torch."), str(target.device)
-        return cls(target, options, load_model(options.assistant_model, dtype=dtype, device=device))
+        name = options.assistant_model
+        if None not in (options.prompt_lookup_num_tokens, name):
+            raise UsageError(
+                "hf_generate drafts by prompt_lookup_num_tokens or by assistant_model, not by both"
+            )
+        return cls(target, options, None if name is None else load_beside(target, name))
 
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> list[GenerateOptions]:
@@ -128,16 +135,6 @@ def _assistant(loaded: LoadedModel, target: Target, options: GenerateOptions) ->
         assistant_confidence_threshold=options.assistant_confidence_threshold,
     )
     return model
-
-
-def _check(options: GenerateOptions) -> None:
-    if None not in (options.prompt_lookup_num_tokens, options.assistant_model):
-        raise UsageError(
-            "hf_generate drafts by prompt_lookup_num_tokens or by assistant_model, not by both"
-        )
-    for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UsageError(f"hf_generate.{name} must be at least 1, not {value}")
 
 
 METHOD = HfGenerate

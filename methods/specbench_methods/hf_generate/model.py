@@ -57,7 +57,6 @@ class FirstToken:
 
     def put(self, ids: Tensor) -> None:
         """The prompt (1, P) first, then what each pass gave, (1, E)."""
-        del ids
         self._calls_left -= 1
         if self._calls_left == 0:
             self._tell()

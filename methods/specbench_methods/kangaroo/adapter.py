@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.shared.weight_sources import WeightKind, WeightSource
 from specbench_methods.shared.weights import (
     LoadedWeights,
     WeightInfo,
-    check_sizes,
     check_tensors,
     read_weights,
     save_weights,
@@ -58,16 +56,6 @@ class AdapterShape:
         )
 
 
-class _Norm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
-
-
 class _Attention(nn.Module):
     def __init__(self, shape: AdapterShape) -> None:
         super().__init__()
@@ -92,7 +80,7 @@ class _Attention(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, shape: AdapterShape) -> None:
         super().__init__()
-        self.input_layernorm = _Norm(shape.hidden_size, shape.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.self_attn = _Attention(shape)
 
 
@@ -106,7 +94,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.shape = shape
         self.layers = nn.ModuleList([_Layer(shape)])
-        self.norm = _Norm(shape.hidden_size, shape.rms_norm_eps)
+        self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """Map exit-layer states to states that the target's LM head can read.
@@ -155,11 +143,8 @@ def load_adapter(source: WeightSource, shape: AdapterShape) -> LoadedWeights:
             extra or misshapen.
     """
     loaded = read_weights(source, KIND)
-    with torch.device("meta"):
-        wanted = Adapter(shape).state_dict()
-    if (norm := loaded.tensors.get("norm.weight")) is not None:
-        check_sizes(loaded.path, {"hidden size": (len(norm), shape.hidden_size)})
-    check_tensors(loaded.path, loaded.tensors, wanted, owner="a Kangaroo adapter")
+    sizes = {"hidden size": ("norm.weight", shape.hidden_size)}
+    check_tensors(loaded, lambda: Adapter(shape), sizes, owner="a Kangaroo adapter")
     if not loaded.published:
         return loaded
     return replace(loaded, info=replace(loaded.info, rope_base=PUBLISHED_ROPE_BASE))

@@ -27,12 +27,11 @@ from specbench_methods.kangaroo.adapter import (
     load_adapter,
     write_untrained,
 )
-from specbench_methods.kangaroo.draft import AdapterRunner, AdapterText
-from specbench_methods.kangaroo.drafter import DraftPlan, KangarooDrafter
+from specbench_methods.kangaroo.drafter import AdapterRunner, AdapterText, KangarooDrafter
 from specbench_methods.kangaroo.training import KangarooTrainee
 from specbench_methods.shared.drafted_tokens import DraftedTokens
-from specbench_methods.shared.published_heads import known_heads
-from specbench_methods.shared.weight_sources import find_weights
+from specbench_methods.shared.growth import StopRule
+from specbench_methods.shared.weight_sources import build_once, known_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +42,9 @@ class KangarooOptions(MethodOptions):
     """
 
     exit_layer: int | None = option(None, "first early exit; default: the adapter's own")
-    steps: int | None = option(None, "γ: the most tokens drafted in a step; the paper's is 6")
+    steps: int | None = option(
+        None, "γ: the most tokens drafted in a step; the paper's is 6", minimum=1
+    )
     threshold: float | None = option(
         None, "η: stop drafting after a token less likely than this; the paper's is 0.6"
     )
@@ -51,7 +52,7 @@ class KangarooOptions(MethodOptions):
         None, "file, folder or org/name[@revision]; default: the one shipped for the model"
     )
     tree_width: int | None = option(
-        None, "continuations kept at every depth; the paper's is 1, a chain"
+        None, "continuations kept at every depth; the paper's is 1, a chain", minimum=1
     )
     full_vocabulary: bool = option(False, "draft over all tokens, not the adapter's frequent ones")
 
@@ -71,16 +72,12 @@ class Kangaroo(PlainMethod):
         chosen = {**PAPER, **info.drafting, "exit_layer": exit_layer}
         missing = {name: value for name, value in chosen.items() if getattr(options, name) is None}
         super().__init__(options := replace(options, **missing))
-        self._plan = DraftPlan(
-            exit_layer=exit_layer,
-            steps=int(options.steps or 0),
-            width=int(options.tree_width or 0),
-            threshold=float(options.threshold or 0),
-        )
+        steps, self._width = int(options.steps or 0), int(options.tree_width or 0)
+        self._rule = StopRule(steps=steps, threshold=float(options.threshold or 0))
         self.needs = Needs(layers=(exit_layer,))
-        self.max_rows = 1 + self._plan.steps * self._plan.width
+        self.max_rows = 1 + steps * self._width
         self.weights: Mapping[str, Any] = runner.about.record
-        self._target, self._runner = target, runner
+        self._runner, self._exit_layer = runner, exit_layer
         ids = None if options.full_vocabulary else info.draft_vocabulary
         self._drafted = DraftedTokens.of(target, ids)
         self._head = self._drafted.lm_head  # refused now if it is quantised, not in a text's midst
@@ -88,14 +85,12 @@ class Kangaroo(PlainMethod):
     @classmethod
     def load(cls, target: Target, options: KangarooOptions) -> Self:
         """Find and read the adapter; see :class:`Method`."""
-        for name in ("steps", "tree_width"):
-            if (value := getattr(options, name)) is not None and value < 1:
-                raise UsageError(f"kangaroo.{name} must be at least 1, not {value}")
-        source = find_weights(options.adapter, target.name, KIND)
         shape = AdapterShape.of(target.config)
-        runner = target.once(
-            (KIND.method, source.identity),
-            lambda: AdapterRunner(target, load_adapter(source, shape)),
+        runner = build_once(
+            target,
+            options.adapter,
+            KIND,
+            lambda source: AdapterRunner(target, load_adapter(source, shape)),
         )
         exit_layer = exit_layer_of(runner.about, options.exit_layer)
         if not 0 < exit_layer < target.n_layers:
@@ -132,10 +127,11 @@ class Kangaroo(PlainMethod):
 
     def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """Let the adapter see the prompt's exit-layer states."""
-        del prompt
         (states,) = output.hidden.values()  # [P, H]
         text = AdapterText(self._runner, states, session.cache.capacity)
-        return KangarooDrafter(self._target, self._plan, self._drafted, text, session)
+        return KangarooDrafter(
+            text, self._drafted, session, self._rule, self._exit_layer, self._width
+        )
 
 
 METHOD = Kangaroo

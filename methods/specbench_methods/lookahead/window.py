@@ -79,6 +79,12 @@ def _parents(levels: int, columns: int, first: int) -> tuple[int, ...]:
     )
 
 
+def most_rows(ngram: int, window: int, guesses: int) -> int:
+    """The largest tree: of the steps that fill the window, or of a later one with all guesses."""
+    filling = [(window + ngram - 2 - step) * (step + 1) for step in range(ngram - 2)]
+    return max([*filling, (window + guesses) * (ngram - 1)])
+
+
 class NgramPool:
     """What followed a token lately: the last ``limit`` distinct continuations of each (LRU)."""
 

@@ -1,6 +1,9 @@
-"""How Medusa's heads draft: one file's weights for all methods, and the state of one text."""
+"""How Medusa's heads draft: one file's weights for all methods, the tree, and a text's state."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,11 +15,28 @@ from specbench_kangaroo.engine.method import Draft, Verified
 from specbench_kangaroo.engine.sampling import to_host
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
+from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import ExitReason
 from specbench_methods.medusa.heads import HeadsShape
-from specbench_methods.shared.draft_tree import TreeShape
+from specbench_methods.shared.draft_tree import TreeShape, read_shape
 from specbench_methods.shared.drafted_tokens import DraftedTokens
 from specbench_methods.shared.weights import LoadedWeights
+
+# The authors' tree of 63 nodes for Vicuna 7B (medusa_choices.py, mc_sim_7b_63), by depth: for each
+# parent the number of its likeliest children.
+_PUBLISHED_CHILDREN: dict[tuple[int, ...], int] = {
+    (): 10,
+    **{(0,): 10, (1,): 7, (2,): 3, (3,): 2},
+    **{(rank,): 1 for rank in range(4, 10)},
+    **{(0, 0): 10, (0, 1): 3, (0, 2): 2, (1, 0): 2, (2, 0): 1},
+    **{(0, rank): 1 for rank in range(3, 8)},
+    (0, 0, 0): 2,
+}
+PUBLISHED = TreeShape.of(
+    (*parent, rank) for parent, children in _PUBLISHED_CHILDREN.items() for rank in range(children)
+)
+_BEST_NODES = 16
+_KINDS = ("best", "published", "chain")
 
 
 class SharedHeads:
@@ -53,6 +73,50 @@ class SharedHeads:
         return tensor.to(self._target.device, self._target.dtype)
 
 
+def default_tree(heads: SharedHeads) -> str:
+    """What the heads' file names, its likeliest paths, or the published tree."""
+    otherwise = "best" if heads.info.paths else "published"
+    return str(heads.info.drafting.get("tree", otherwise))
+
+
+def chosen_tree(kind: str, nodes: int | None, heads: SharedHeads) -> TreeShape:
+    """The tree of this name or file; ``nodes`` is for the best one alone.
+
+    Raises:
+        UsageError: no such tree, or one that is deeper than there are heads.
+    """
+    paths = heads.info.paths
+    if nodes is not None and (kind != "best" or not 1 <= nodes <= len(paths)):
+        raise UsageError(
+            f"medusa.nodes={nodes} asks for the best tree of {len(paths)} known paths, but the "
+            f"tree is {kind}: leave it out, or give 1..{len(paths)} with medusa.tree=best"
+        )
+    tree = _tree(kind, nodes or heads.info.drafting.get("nodes", _BEST_NODES), heads)
+    if tree.depth > heads.count:
+        raise UsageError(
+            f"the tree {kind} is {tree.depth} deep, but there are {heads.count} heads: give a tree "
+            f"of at most {heads.count} levels, or more heads"
+        )
+    return tree
+
+
+def _tree(kind: str, nodes: int, heads: SharedHeads) -> TreeShape:
+    if kind == "published":
+        return PUBLISHED
+    if kind == "chain":
+        return TreeShape.chain(heads.count)
+    if kind == "best":
+        if not heads.info.paths:
+            raise UsageError(
+                "these heads do not say which paths are likely: give medusa.tree=published, chain "
+                "or a JSON file"
+            )
+        return TreeShape.of(path for path, _ in heads.info.paths[:nodes])
+    if not Path(kind).is_file():
+        raise UsageError(f"no tree {kind!r}; there are: {', '.join(_KINDS)}, or give a JSON file")
+    return read_shape(Path(kind))
+
+
 class HeadRunner:
     """The first heads on one state, in two products.
 
@@ -75,41 +139,37 @@ class HeadRunner:
         return self._shared(states[:count])
 
 
+@dataclass(slots=True, eq=False)
 class HeadsDrafter:
     """One text: the final state that the next draft is made of."""
 
-    def __init__(
-        self,
-        tree: TreeShape,
-        heads: HeadRunner,
-        drafted: DraftedTokens,
-        typical: Typical | None,
-        state: Tensor,
-    ) -> None:
-        self._tree, self._heads, self._drafted, self._typical = tree, heads, drafted, typical
-        self._state = state  # [1, H] at the token before the next root
+    tree: TreeShape
+    heads: HeadRunner
+    drafted: DraftedTokens
+    typical: Typical | None
+    state: Tensor  # [1, H] at the token before the next root
 
     def propose(self, root: int, budget: int) -> Draft:
         """Fill the tree with the heads' likeliest tokens."""
-        tree = self._tree.up_to(budget)
+        tree = self.tree.up_to(budget)
         if tree.depth == 0:
             return Draft(TokenTree.chain(torch.tensor([root])), exit_reason=ExitReason.BUDGET)
-        logits = self._heads(self._state, tree.depth)  # [D, V']
+        logits = self.heads(self.state, tree.depth)  # [D, V']
         likeliest = logits.topk(tree.width, dim=-1)
         confidence = (likeliest.values[:, 0].float() - logits.float().logsumexp(-1)).exp()  # (D,)
-        tokens = self._drafted.ids_of(likeliest.indices)  # [D, width]
+        tokens = self.drafted.ids_of(likeliest.indices)  # [D, width]
         guesses, chances = to_host(tokens, confidence)
         drafted = [guesses[len(path) - 1][path[-1]] for path in tree.paths]
         rows = torch.tensor([root, *drafted])
         drafted_tree = TokenTree(rows, tree.parents, len(rows))
-        reason = ExitReason.MAX_STEPS if tree is self._tree else ExitReason.BUDGET
+        reason = ExitReason.MAX_STEPS if tree is self.tree else ExitReason.BUDGET
         return Draft(
             drafted_tree,
             confidence=tuple(chances),
             exit_reason=reason,
-            typical=self._typical,
+            typical=self.typical,
         )
 
     def observe(self, verified: Verified) -> None:
         """Keep the final state of the last accepted row."""
-        self._state = verified.output.normed[verified.nodes[-1] :][:1]
+        self.state = verified.output.normed[verified.nodes[-1] :][:1]

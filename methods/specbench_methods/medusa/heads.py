@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_methods.shared.weight_sources import CONFIG, WeightKind, WeightSource
 from specbench_methods.shared.weights import (
     LoadedWeights,
-    check_sizes,
+    WeightInfo,
     check_tensors,
     read_weights,
+    save_weights,
 )
 
 KIND = WeightKind(
@@ -98,12 +100,6 @@ def _layers(shape: HeadsShape) -> list[nn.Module]:
     return [_ResBlock(shape.hidden_size), *own]
 
 
-def count_parameters(shape: HeadsShape) -> int:
-    """From the shapes alone: nothing is allocated."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Heads(shape).parameters())
-
-
 def load_heads(source: WeightSource, config: Any) -> LoadedWeights:
     """Read heads strictly: our own file, a published one, or the heads of a whole model.
 
@@ -114,9 +110,11 @@ def load_heads(source: WeightSource, config: Any) -> LoadedWeights:
     loaded = read_weights(source, KIND)
     shape = HeadsShape.in_file(loaded, config)
     _check_layout(source, loaded.tensors, shape)
-    with torch.device("meta"):
-        wanted = Heads(shape).state_dict()
-    check_tensors(loaded.path, loaded.tensors, wanted, owner=f"{shape.heads} Medusa heads")
+    sizes = {
+        "hidden size": ("0.0.linear.bias", shape.hidden_size),
+        "vocabulary size": ("0.1.weight", shape.vocab_size),
+    }
+    check_tensors(loaded, lambda: Heads(shape), sizes, owner=f"{shape.heads} Medusa heads")
     if not loaded.published:
         return loaded
     made_for = source.config.get("base_model_name_or_path")
@@ -125,7 +123,7 @@ def load_heads(source: WeightSource, config: Any) -> LoadedWeights:
 
 
 def _check_layout(source: WeightSource, tensors: Mapping[str, Tensor], shape: HeadsShape) -> None:
-    """What tensors' names and shapes tell of the layout, against the target and the config.
+    """What tensors' names tell of the layout, against the config.
 
     The config's number of heads is a lower bound: that of FasterDecoding/medusa-vicuna-7b-v1.3
     says 2, and its file holds 5.
@@ -141,9 +139,22 @@ def _check_layout(source: WeightSource, tensors: Mapping[str, Tensor], shape: He
             f"{source.path} has heads of several layers ({deeper[0]}): only those of one layer, as "
             "published, can be read"
         )
-    sizes = {}
-    if (bias := tensors.get("0.0.linear.bias")) is not None:
-        sizes["hidden size"] = (len(bias), shape.hidden_size)
-    if (output := tensors.get("0.1.weight")) is not None:
-        sizes["vocabulary size"] = (len(output), shape.vocab_size)
-    check_sizes(source.path, sizes)
+
+
+def write_untrained(config: Any, path: Path, *, own: bool) -> str:
+    """Write three heads that change their state a little, with a small tree.
+
+    For tests: with it a draft repeats what the target said one token earlier.
+    """
+    generator = torch.Generator().manual_seed(1 + own)
+    heads = Heads(HeadsShape.of(config, heads=3, own=own))
+    for tensor in heads.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    nodes = [(0,), (1,), (0, 0), (2,), (0, 1), (1, 0), (0, 0, 0), (3,)]
+    info = WeightInfo(
+        draft_vocabulary=None if own else tuple(range(config.vocab_size // 2)),
+        paths=tuple((node, 1.0 / (1 + i)) for i, node in enumerate(nodes)),
+    )
+    heads.to(torch.float32)
+    save_weights(path, heads, info, KIND)
+    return str(path)

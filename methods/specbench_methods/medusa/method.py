@@ -24,14 +24,18 @@ from specbench_kangaroo.engine.method import (
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.models.heads import KnownHeads
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.medusa.drafter import HeadRunner, HeadsDrafter, SharedHeads
-from specbench_methods.medusa.heads import KIND, load_heads
+from specbench_methods.medusa.drafter import (
+    HeadRunner,
+    HeadsDrafter,
+    SharedHeads,
+    chosen_tree,
+    default_tree,
+)
+from specbench_methods.medusa.heads import KIND, load_heads, write_untrained
 from specbench_methods.medusa.training import MedusaTrainee
-from specbench_methods.medusa.trees import chosen_tree, default_tree, write_untrained
 from specbench_methods.shared.draft_tree import TreeShape
 from specbench_methods.shared.drafted_tokens import DraftedTokens
-from specbench_methods.shared.published_heads import known_heads
-from specbench_methods.shared.weight_sources import find_weights
+from specbench_methods.shared.weight_sources import build_once, known_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +78,11 @@ class Medusa(PlainMethod):
             raise UsageError(
                 f"medusa.acceptance must be exact or typical, not {options.acceptance!r}"
             )
-        source = find_weights(options.heads, target.name, KIND)
-        heads = target.once(
-            (KIND.method, source.identity),
-            lambda: SharedHeads(target, load_heads(source, target.config)),
+        heads = build_once(
+            target,
+            options.heads,
+            KIND,
+            lambda source: SharedHeads(target, load_heads(source, target.config)),
         )
         kind = options.tree or default_tree(heads)
         tree = chosen_tree(kind, options.nodes, heads)
@@ -107,7 +112,6 @@ class Medusa(PlainMethod):
 
     def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """Start from the prompt's last final state."""
-        del session, prompt
         return HeadsDrafter(self.tree, self._heads, self._drafted, self._typical, output.normed)
 
 

@@ -1,6 +1,6 @@
 """Static draft trees: which of a draft's ranked guesses are tried at which depth.
 
-A static tree is the same in every step, so its parents and levels are computed once and a step only
+A static tree is the same in every step, so its parents are computed once and a step only
 fills in tokens (Cai et al., arXiv 2401.10774, section 2.1.2; Luo et al., arXiv 2408.08696, 3.2).
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import ExitReason
 
 Ranks = tuple[int, ...]
 """A node by the ranks on its way from the root: (0, 2) is the third likeliest token after the
@@ -38,7 +39,6 @@ class TreeShape:
         ranks: (T-1,) a node's rank among its parent's guesses.
         depth: that of the deepest node; 0 if there is none.
         width: one more than the largest rank: how many guesses a node needs.
-        levels: the rows of depth 1, 2, and so on.
     """
 
     paths: tuple[Ranks, ...]
@@ -46,20 +46,16 @@ class TreeShape:
     ranks: tuple[int, ...] = field(init=False, repr=False, compare=False)
     depth: int = field(init=False, repr=False, compare=False)
     width: int = field(init=False, repr=False, compare=False)
-    levels: tuple[range, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive what every step reads."""
         rows = {(): 0, **{path: row for row, path in enumerate(self.paths, 1)}}
         ranks = tuple(path[-1] for path in self.paths)
-        sizes = Counter(map(len, self.paths))
-        ends = [1 + sum(sizes[d] for d in range(1, depth + 1)) for depth in range(len(sizes) + 1)]
         derived = {
             "parents": (-1, *(rows[path[:-1]] for path in self.paths)),
             "ranks": ranks,
-            "depth": len(sizes),
+            "depth": max(map(len, self.paths), default=0),
             "width": 1 + max(ranks, default=-1),
-            "levels": tuple(map(range, ends, ends[1:])),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -98,6 +94,13 @@ class TreeShape:
 @lru_cache(maxsize=256)
 def _cut(shape: TreeShape, depth: int) -> TreeShape:
     return TreeShape(tuple(path for path in shape.paths if len(path) <= depth))
+
+
+def exit_reason(nodes: int, depth: int, budget: int) -> ExitReason:
+    """Why a draft of so many nodes, whose shape is made for ``depth``, is no deeper."""
+    if not nodes:
+        return ExitReason.NO_DRAFT
+    return ExitReason.BUDGET if budget < depth else ExitReason.MAX_STEPS
 
 
 def _by_depth(path: Ranks) -> tuple[int, Ranks]:

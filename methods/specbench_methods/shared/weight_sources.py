@@ -1,14 +1,22 @@
-"""Where draft weights come from: shipped with the package, a file, a folder, or the hub."""
+"""Where draft weights come from: shipped with the package, a file, a folder, or the hub.
+
+What is listed of published ones is what the pages beside them say, or follows from it: parameters
+from the shapes of heads and target, five heads a Medusa file from its authors' word and its size.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from safetensors import safe_open
+
+from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.machine.cache_folder import sha256_of
+from specbench_kangaroo.models.heads import KnownHeads
 from specbench_kangaroo.models.hub import files_sha256, hub_folder, hub_id
 from specbench_kangaroo.record.errors import UsageError
 
@@ -16,6 +24,9 @@ CONFIG = "config.json"
 _INDEX = ".index.json"  # of a model in several files: which tensor lies in which
 _FILES = (".safetensors", ".bin", ".pt")
 _SHIPPED = Path(__file__).parents[1] / "weights"
+_CATALOGUE = Path(__file__).with_name("published_heads.json")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +64,42 @@ class WeightSource:
         return sha256_of(self.path) if len(self.files) == 1 else files_sha256(self.files)
 
 
-def shipped(method: str) -> dict[str, Path]:
-    """The weights that come with the package for a method, by the model's short name."""
-    paths = sorted(_SHIPPED.glob(f"*/{method}.safetensors"))
-    return {path.parent.name: path for path in paths}
+def known_heads(kind: WeightKind) -> list[KnownHeads]:
+    """The heads of a method: shipped ones, then published ones."""
+    published = [entry for entry in catalogue() if entry["method"] == kind.method]
+    return [
+        *(_known_shipped(model, path, kind) for model, path in _shipped(kind).items()),
+        *(_known_published(entry, kind) for entry in published),
+    ]
 
 
-def find_weights(given: str | None, model: str, kind: WeightKind) -> WeightSource:
-    """The weights that an option names, or else those shipped for a model of this name.
+def catalogue() -> list[dict[str, Any]]:
+    """The published heads of all methods."""
+    entries: list[dict[str, Any]] = json.loads(_CATALOGUE.read_text(encoding="utf-8"))
+    return entries
+
+
+def build_once(
+    target: Target, given: str | None, kind: WeightKind, build: Callable[[WeightSource], T]
+) -> T:
+    """What is built of the weights that an option names, which all methods of a target share.
 
     Args:
-        given: a file, a folder, ``org/name`` or ``org/name@revision`` of the hub; None: shipped.
+        given: a file, a folder, ``org/name`` or ``org/name@revision`` of the hub; None: those
+            shipped for a model of the target's name.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or what ``build`` raises.
     """
-    path = shipped(kind.method).get(model)
+    path = _shipped(kind).get(target.name)
     if given is None and path is None:
         raise UsageError(
-            f"no {kind.title} shipped for {model or 'this model'}: give {kind.method}."
+            f"no {kind.title} shipped for {target.name or 'this model'}: give {kind.method}."
             f"{kind.option}=FILE, FOLDER or org/name (specbench list heads names published ones), "
             f"or make your own with specbench train {kind.method}"
         )
-    return locate(given or str(path), kind)
+    source = locate(given or str(path), kind)
+    return target.once((kind.method, source.identity), lambda: build(source))
 
 
 def locate(text: str, kind: WeightKind) -> WeightSource:
@@ -151,3 +175,35 @@ def _json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not readable JSON: {error}") from None
     return content if isinstance(content, dict) else {}
+
+
+def _shipped(kind: WeightKind) -> dict[str, Path]:
+    """The weights that come with the package, by the model's short name."""
+    paths = sorted(_SHIPPED.glob(f"*/{kind.method}.safetensors"))
+    return {path.parent.name: path for path in paths}
+
+
+def _known_shipped(model: str, path: Path, kind: WeightKind) -> KnownHeads:
+    with safe_open(path, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        note = json.loads(file.metadata()[kind.method])
+    sizes = [shape[0] if len(shape) == 1 else shape[0] * shape[1] for shape in shapes]
+    return KnownHeads(model=model, parameters=sum(sizes), about=_about(note))
+
+
+def _known_published(entry: dict[str, Any], kind: WeightKind) -> KnownHeads:
+    return KnownHeads(
+        model=entry["model"],
+        revision=entry["revision"],
+        given=f"{kind.method}.{kind.option}={entry.get('repository', 'FOLDER')}",
+        download=entry.get("download", ""),
+        parameters=entry["parameters"],
+        about=_about(entry),
+        sources=tuple(entry["sources"]),
+    )
+
+
+def _about(said: dict[str, Any]) -> str:
+    if "exit_layer" in said:
+        return f"exit layer {said['exit_layer']}"
+    return f"{said['heads']} heads" if "heads" in said else ""

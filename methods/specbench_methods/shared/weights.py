@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def read_weights(source: WeightSource, kind: WeightKind) -> LoadedWeights:
         if path.suffix == ".safetensors":
             found, note = _read_safetensors(path, kind)
         else:
-            found = _own(_read_pickle(path), kind)
+            found = _read_pickle(path, kind)
         tensors |= found
     info, published = WeightInfo.of(note or {}), note is None
     parameters = sum(tensor.numel() for tensor in tensors.values())
@@ -110,8 +110,8 @@ def _read_safetensors(
     return tensors, note
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """A published ``.bin`` or ``.pt`` file; nothing in it is executed.
+def _read_pickle(path: Path, kind: WeightKind) -> dict[str, Tensor]:
+    """The tensors of a kind in a published ``.bin`` or ``.pt`` file; nothing in it is executed.
 
     Raises:
         UsageError: there is more than tensors in it.
@@ -122,11 +122,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path} is not a plain file of tensors: {_first_line(error)}") from None
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
         raise UsageError(f"{path} is not a plain file of tensors: it holds other things too")
-    return dict(found)
-
-
-def _own(tensors: Mapping[str, Tensor], kind: WeightKind) -> dict[str, Tensor]:
-    return {key: tensors[name] for key, name in _names(tensors, kind).items()}
+    return {key: found[name] for key, name in _names(found, kind).items()}
 
 
 def _names(names: Mapping[str, Any], kind: WeightKind) -> dict[str, str]:
@@ -135,28 +131,30 @@ def _names(names: Mapping[str, Any], kind: WeightKind) -> dict[str, str]:
     return {name.removeprefix(kind.prefix): name for name in inside or names}
 
 
-def check_sizes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Compare what weights were made for with what the target has, by the size's name.
-
-    Raises:
-        UsageError: they were made for another target.
-    """
-    for name, (found, wanted) in sizes.items():
-        if found != wanted:
-            raise UsageError(
-                f"{path} was made for a target of {name} {found}, but this one has {wanted}: give "
-                "weights for this model (specbench list heads)"
-            )
-
-
 def check_tensors(
-    path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, owner: str
+    loaded: LoadedWeights,
+    build: Callable[[], nn.Module],
+    sizes: Mapping[str, tuple[str, int]],
+    *,
+    owner: str,
 ) -> None:
-    """Compare names and shapes.
+    """Compare names and shapes with those of the module that ``build`` makes.
+
+    Args:
+        sizes: of the target, by what they are called: a tensor that is as long, and the number.
 
     Raises:
-        UsageError: a tensor is missing, extra or misshapen.
+        UsageError: they were made for another target, or a tensor is missing, extra or misshapen.
     """
+    path, found = loaded.path, loaded.tensors
+    for name, (key, size) in sizes.items():
+        if key in found and len(found[key]) != size:
+            raise UsageError(
+                f"{path} was made for a target of {name} {len(found[key])}, but this one has "
+                f"{size}: give weights for this model (specbench list heads)"
+            )
+    with torch.device("meta"):
+        wanted = build().state_dict()
     for key in sorted(wanted.keys() | found.keys()):
         if key not in found:
             raise UsageError(f"{path}: tensor {key} is missing")

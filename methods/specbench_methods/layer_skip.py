@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,16 +20,17 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from specbench_kangaroo.engine.method import (
+    Draft,
     Drafter,
     MethodOptions,
     PlainMethod,
     Session,
+    Verified,
     option,
 )
-from specbench_kangaroo.engine.target import Target, TargetOutput
+from specbench_kangaroo.engine.target import NOTHING, Needs, Target, TargetOutput
 from specbench_kangaroo.record.errors import UsageError
-from specbench_methods.layer_skip.drafter import LayerDrafter
-from specbench_methods.shared.chain import StopRule
+from specbench_methods.shared.growth import Growth, StopRule
 
 # LayerSkip's published commands for Llama 2 7B leave after 8 of 32 layers, with γ = 6.
 _PUBLISHED_DEPTH = 4
@@ -44,7 +44,7 @@ class LayerSkipOptions(MethodOptions):
         None, "draft with this many first layers; default: a quarter of them"
     )
     skip: str = option("", "draft without these layers instead, counted from 0: 10-19,25")
-    steps: int = option(6, "γ: the most tokens drafted in a step")
+    steps: int = option(6, "γ: the most tokens drafted in a step", minimum=1)
     threshold: float = option(0.6, "stop drafting after a token less likely than this")
 
 
@@ -53,20 +53,14 @@ class LayerSkip(PlainMethod):
 
     Options: ClassVar[type[MethodOptions]] = LayerSkipOptions
 
-    def __init__(
-        self, target: Target, options: LayerSkipOptions, drafting: Sequence[range]
-    ) -> None:
+    def __init__(self, target: Target, options: LayerSkipOptions, drafting: list[range]) -> None:
         super().__init__(options)
         self.max_rows = 1 + options.steps
-        self._target = target
-        self._drafting = tuple(drafting)
-        self._rule = StopRule(steps=options.steps, threshold=options.threshold)
+        self.target, self.drafting = target, drafting
 
     @classmethod
     def load(cls, target: Target, options: LayerSkipOptions) -> Self:
         """Check the layers and fill in the default; see :class:`Method`."""
-        if options.steps < 1:
-            raise UsageError(f"layer_skip.steps must be at least 1, not {options.steps}")
         if options.skip:
             if options.exit_layer is not None:
                 raise UsageError("give layer_skip.exit_layer or layer_skip.skip, not both")
@@ -84,7 +78,6 @@ class LayerSkip(PlainMethod):
     @classmethod
     def example_options(cls, target: Target, folder: Path) -> list[LayerSkipOptions]:
         """Early exits and skipped layers, sure and unsure; see :class:`Method`."""
-        del folder
         last = target.n_layers - 1
         return [
             LayerSkipOptions(threshold=0.0, steps=3),
@@ -95,10 +88,7 @@ class LayerSkip(PlainMethod):
 
     def start(self, session: Session, prompt: Tensor, output: TargetOutput) -> Drafter:
         """Draft over the target's own cache, so the prompt is there already."""
-        del prompt, output
-        return LayerDrafter(
-            self._target, session, self._rule, self._drafting, exit_layer=self.options.exit_layer
-        )
+        return LayerDrafter(self, session)
 
 
 def _without(skip: str, n_layers: int) -> list[range]:
@@ -116,8 +106,45 @@ def _without(skip: str, n_layers: int) -> list[range]:
                 "some of these, not all"
             )
     edges = [-1, *sorted(left_out), n_layers]
-    runs = (range(before + 1, edge) for before, edge in pairwise(edges))
-    return [run for run in runs if run]
+    return [range(last + 1, edge) for last, edge in pairwise(edges) if last + 1 < edge]
+
+
+class LayerDrafter:
+    """One text, drafted over the target's own cache."""
+
+    def __init__(self, method: LayerSkip, session: Session) -> None:
+        options = method.options
+        self._target, self._session = method.target, session
+        self._rule = StopRule(steps=options.steps, threshold=options.threshold)
+        *self._before, self._last = method.drafting
+        self._exit_layer = options.exit_layer  # verification goes on from there; None: it runs anew
+        self._kept = NOTHING if self._exit_layer is None else Needs(layers=(self._exit_layer,))
+
+    def propose(self, root: int, budget: int) -> Draft:
+        """Draft until γ, the budget, EOS, or a token less likely than the threshold."""
+        chain = Growth([root])
+        while (reason := self._rule.reason(chain, budget, self._session.eos)) is None:
+            output = self._predict(chain)
+            chain.states += output.hidden.values()  # (1, H) if they are kept
+            chain.extend(output.logits[0], self._session.sampler)
+        if self._exit_layer is not None:  # nothing is drafted after the newest, but it is verified
+            chain.run_first(self._target, self._session.cache, self._exit_layer)
+        return chain.draft(reason, self._exit_layer)
+
+    def observe(self, verified: Verified) -> None:
+        """Nothing: what was accepted is in the target's cache."""
+
+    def _predict(self, chain: Growth) -> TargetOutput:
+        """The chain's newest row through the drafting layers, above the committed cache.
+
+        Without some of the layers the others write keys and values that are not the target's;
+        verification writes every row of every layer again before anything is committed.
+        """
+        target, cache = self._target, self._session.cache
+        hidden, rows = chain.newest_rows(target, cache)
+        for layers in self._before:
+            hidden = target.layers(hidden, layers.start, layers.stop, rows, cache)
+        return target.predict(hidden, self._last.start, self._last.stop, rows, cache, self._kept)
 
 
 METHOD = LayerSkip

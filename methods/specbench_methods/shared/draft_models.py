@@ -1,13 +1,25 @@
-"""Whether a draft model speaks the target's tokens."""
+"""A second model that drafts: loaded as the target was, of the same tokens, and one for tests."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from specbench_kangaroo.engine.target import Target
+from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.record.errors import UsageError
 
-_SHOWN = 3
+_SHOWN = 3  # tokens that have another id
+
+
+def load_beside(target: Target, name: str) -> LoadedModel:
+    """The model of this name, in the target's dtype and on its device."""
+    dtype = str(target.dtype).removeprefix("torch.")
+    return load_model(name, dtype=dtype, device=str(target.device))
 
 
 def check_vocabulary(draft: Target, target: Target) -> None:
@@ -51,3 +63,34 @@ def _difference(found: Mapping[str, int], wanted: Mapping[str, int]) -> str:
 
 def _name(token_id: int | None) -> str:
     return "missing" if token_id is None else str(token_id)
+
+
+def write_draft_model(target: Target, folder: Path, *, layers: int) -> str:
+    """Write the target's own first layers as a model of its family, with its embedding and head.
+
+    With trained weights such a draft is right now and then, with random ones often enough for a
+    test.  The tokenizer has one word an id.
+
+    Returns:
+        The folder, as ``--model`` takes it.
+    """
+    config = copy.deepcopy(target.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:layers]
+    draft = type(target.model)(config).to(target.dtype)
+    weights = target.model.state_dict()
+    draft.load_state_dict({key: weights[key] for key in draft.state_dict()})
+    draft.save_pretrained(folder)
+    write_tokenizer(folder, words=target.vocab_size)
+    return str(folder)
+
+
+def write_tokenizer(folder: Path, *, words: int) -> None:
+    """Write a tokenizer of the words w0, w1, and so on, which are separated by spaces."""
+    vocabulary = {f"w{index}": index for index in range(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
