@@ -90,15 +90,15 @@ def _as_text(
     if format_ is ReportFormat.JSON:
         return as_json(*summaries)
     if format_ is ReportFormat.CSV:
-        from specbench_kangaroo.report.csv_tables import csv_text  # noqa: PLC0415
+        from specbench_kangaroo.report.documents import csv_text  # noqa: PLC0415
 
         return csv_text(*summaries)
     if format_ is ReportFormat.MARKDOWN:
-        from specbench_kangaroo.report.markdown_tables import markdown  # noqa: PLC0415
+        from specbench_kangaroo.report.documents import markdown  # noqa: PLC0415
 
         return markdown(*summaries)
     if format_ is ReportFormat.LATEX:
-        from specbench_kangaroo.report.latex_tables import latex  # noqa: PLC0415
+        from specbench_kangaroo.report.documents import latex  # noqa: PLC0415
 
         return latex(*summaries, published=published)
     from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415

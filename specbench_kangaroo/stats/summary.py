@@ -86,6 +86,15 @@ class Summary:
         """The entry's name as tables and figures show it, so that none hides a lossy entry."""
         return f"{entry} (lossy)" if self.entries[entry].lossy else entry
 
+    def estimates(self, entry: str, task: str) -> Mapping[str, Estimate]:
+        """An entry's, by the metric's name; empty where it has no answers to the task."""
+        part = self.entries[entry].tasks.get(task)
+        return {} if part is None else part.estimates
+
+    def overall(self, entry: str) -> Mapping[str, Estimate]:
+        """An entry's estimates on all tasks."""
+        return self.estimates(entry, OVERALL)
+
 
 def summarise(run: Run) -> Summary:
     """Every figure of the run."""
