@@ -18,7 +18,7 @@ from specbench_kangaroo.record.schema import EntryRecord, Lossless, Manifest, St
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.stats.bootstrap import Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.stats.device_health import DeviceHealth, health
-from specbench_kangaroo.stats.metrics import acceptance_at, applicable
+from specbench_kangaroo.stats.metrics import Has, acceptance_at, applicable
 from specbench_kangaroo.stats.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation, per_question
 
@@ -155,11 +155,10 @@ def _entry_summary(run: Run, generations: pd.DataFrame, entry: str) -> EntrySumm
 def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]:
     if questions.empty:
         return {}
-    ratios = applicable(
-        stepped=_sums_to_any(questions, "target_passes"),
-        drafting=_sums_to_any(questions, "drafted"),
-        compared=compared,
-    )
+    has = Has.ANSWERS | (Has.BASELINE if compared else Has(0))
+    for column, what in (("target_passes", Has.STEPS), ("drafted", Has.DRAFTS)):
+        has |= what if _sums_to_any(questions, column) else Has(0)
+    ratios = applicable(has)
     return {
         task: TaskSummary(n=len(part), estimates=estimates(ratios, _columns(part)))
         for task, part in by_task(questions).items()
