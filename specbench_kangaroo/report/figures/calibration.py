@@ -10,21 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from specbench_kangaroo.record.schema import THRESHOLD, Manifest
-from specbench_kangaroo.report.figures import clustered
+from specbench_kangaroo.report.figures import clustered, style
 from specbench_kangaroo.report.figures.paired_steps import PairedSteps
 from specbench_kangaroo.report.figures.step_tables import calibration as calibration_table
-from specbench_kangaroo.report.figures.style import (
-    EDGE,
-    Look,
-    curve,
-    legend_below,
-    looks,
-    page,
-    panels_in_row,
-    reach,
-    title,
-    undress,
-)
 from specbench_kangaroo.stats.summary import Summary
 
 _TREE_NOTE = (
@@ -42,11 +30,11 @@ def calibration(
     if not tables:
         return None
     labels = {name: _label(summary, name, parts[name]) for name in tables}
-    columns = panels_in_row(list(labels.values()))
+    columns = style.panels_in_row(list(labels.values()))
     blocks = -(-len(tables) // columns)
-    figure = page(1.2 + 3.4 * blocks)
+    figure = style.page(1.2 + 3.4 * blocks)
     grid = figure.add_gridspec(2 * blocks, columns, height_ratios=[3, 1] * blocks)
-    known = looks(summary)
+    known = style.looks(summary)
     for place, (name, table) in enumerate(tables.items()):
         row, column = 2 * (place // columns), place % columns
         upper = figure.add_subplot(grid[row, column])
@@ -59,12 +47,10 @@ def calibration(
         if column == 0:
             upper.set_ylabel("share accepted")
             lower.set_ylabel("tokens")
-    figure.suptitle(title(summary, []), fontsize="medium")
-    legend_below(figure, note=_note(parts, tables))
-    return figure
+    return style.finish(figure, heading=style.title(summary), note=_note(parts, tables))
 
 
-def _reliability(axes: Axes, table: pd.DataFrame, look: Look) -> None:
+def _reliability(axes: Axes, table: pd.DataFrame, look: style.Look) -> None:
     axes.plot(
         [0, 1],
         [0, 1],
@@ -73,28 +59,25 @@ def _reliability(axes: Axes, table: pd.DataFrame, look: Look) -> None:
         linewidth=1.0,
         label="calibrated",
     )
-    lengths = reach(table["accepted"], table["low"], table["high"])
-    curve(axes, table["confidence"], table["accepted"], lengths, look, "measured")
+    found = table[["accepted", "low", "high"]].to_numpy()
+    style.curve(axes, table["confidence"], found, look, "measured")
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(-0.03, 1.04)
     axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
     axes.tick_params(labelbottom=False)
-    undress(axes)
 
 
-def _histogram(axes: Axes, table: pd.DataFrame, look: Look) -> None:
+def _histogram(axes: Axes, table: pd.DataFrame, look: style.Look) -> None:
     axes.bar(
         table["left"],
         table["tokens"],
         width=table["right"] - table["left"],
         align="edge",
         color=look.colour,
-        edgecolor=EDGE,
-        linewidth=0.6,
+        **style.BAR,
     )
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.set_xlabel("draft's top-1 probability")
-    undress(axes)
 
 
 def _mark(upper: Axes, lower: Axes, threshold: float | None) -> None:
