@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.record.errors import look_up
 from specbench_kangaroo.record.schema import EntryRecord, Lossless, Manifest, Status
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.stats.bootstrap import Estimate, Floats, Ratio, estimates
@@ -37,7 +36,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Acceptance at a position of the draft, counted from 1.
+    """Acceptance at a position of the draft, counted from 1; 1 + Σ marginal is the mean accepted.
 
     ``marginal`` is the share of all steps that accept this far: CTAR(position).  ``conditional`` is
     the share of those that draft this far, so that "never drafted" does not read as "rejected".
@@ -202,24 +201,6 @@ def _verdicts(run: Run, entry: str) -> dict[str, int] | None:
     if verdicts.empty:
         return None
     return {verdict.value: int((verdicts == verdict.value).sum()) for verdict in Lossless}
-
-
-def acceptance_by_position(run: Run, entry: str) -> pd.DataFrame:
-    """Columns ``position, marginal, conditional``; mean_accepted_tokens == 1 + Σ marginal.
-
-    No rows for an entry that does not draft.
-
-    Raises:
-        UsageError: the run has no such entry; the message lists those it has.
-    """
-    baseline = run.manifest.baseline
-    look_up("entry", entry, dict.fromkeys(run.manifest.labels))
-    pairs = paired(per_generation(run), entry=entry, baseline=baseline)
-    rows = [
-        (item.position, item.marginal.value, item.conditional.value)
-        for item in _positions(per_question(pairs))
-    ]
-    return pd.DataFrame(rows, columns=["position", "marginal", "conditional"])
 
 
 def to_json(summary: Summary) -> dict[str, Any]:
