@@ -53,7 +53,11 @@ def report_of(summary: Summary, *, with_details: bool, with_published: bool = Fa
     """
     entries = comparison.others(summary)
     several = len(entries) > 1
-    main, captions = _compared(summary) if several else _alone(summary, entries, with_details)
+    if several:
+        main = [comparison.overview(summary), comparison.by_task(summary)]
+        captions = list(comparison.captions(summary))
+    else:
+        main, captions = _alone(summary, entries, with_details)
     if with_details:
         captions += [details.BASE_CAPTION, details.IDEAL_CAPTION] if several else []
         captions += details.captions(summary, entries)
@@ -66,11 +70,6 @@ def report_of(summary: Summary, *, with_details: bool, with_published: bool = Fa
         captions=(*captions, published.CAPTION) if elsewhere else tuple(captions),
         closing=_closing(summary),
     )
-
-
-def _compared(summary: Summary) -> tuple[list[Section], list[str]]:
-    both = [comparison.overview(summary), comparison.by_task(summary)]
-    return both, list(comparison.captions(summary))
 
 
 def _alone(
