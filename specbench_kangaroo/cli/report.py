@@ -92,15 +92,15 @@ def _rendered(
         documents = [to_json(summary) for summary in summaries]
         return json_text(documents if len(documents) > 1 else documents[0])
     if format_ is ReportFormat.CSV:
-        from specbench_kangaroo.report.csv_tables import csv_text  # noqa: PLC0415
+        from specbench_kangaroo.report.documents import csv_text  # noqa: PLC0415
 
         return csv_text(*summaries)
     if format_ is ReportFormat.MARKDOWN:
-        from specbench_kangaroo.report.markdown_tables import markdown  # noqa: PLC0415
+        from specbench_kangaroo.report.documents import markdown  # noqa: PLC0415
 
         return markdown(*summaries)
     if format_ is ReportFormat.LATEX:
-        from specbench_kangaroo.report.latex_tables import latex  # noqa: PLC0415
+        from specbench_kangaroo.report.documents import latex  # noqa: PLC0415
 
         return latex(*summaries, published=published)
     from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from specbench_kangaroo.gate.gates import Gate
 from specbench_kangaroo.gate.regression import Comparison
-from specbench_kangaroo.report.markdown_tables import marked, sheet_lines
+from specbench_kangaroo.report.documents import bold, markdown_lines
 from specbench_kangaroo.report.sheets import (
     ABSENT,
     Cell,
@@ -55,9 +55,9 @@ def markdown(comparison: Comparison) -> str:
     """GitHub-flavoured, ending in a newline."""
     section = _section(comparison)
     # An error's text may look like a tag, which a page would not show.
-    notes = (marked(html.escape(note.text, quote=False), note.mark) for note in section.notes)
+    notes = (bold(html.escape(note.text, quote=False), note.mark) for note in section.notes)
     blocks = [f"### Regression: {verdict(comparison)}", section.title]
-    blocks += ["\n".join(sheet_lines(section.sheet)), "\n".join(f"- {note}" for note in notes)]
+    blocks += ["\n".join(markdown_lines(section.sheet)), "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(blocks) + "\n"
 
 

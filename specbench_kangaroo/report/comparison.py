@@ -8,39 +8,41 @@ from specbench_kangaroo.report.sheets import (
     ABSENT,
     Cell,
     Column,
+    Measure,
     Note,
     Section,
     Sheet,
     differing_options,
-    folded,
     interval_cell,
-    rate_text,
-    speedup_cell,
+    name_cell,
     value_text,
 )
 from specbench_kangaroo.report.verdicts import problem, verdict_cell
 from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
-from specbench_kangaroo.stats.summary import OVERALL, Summary
+from specbench_kangaroo.stats.summary import Summary
 
 # Names are folded at underscores to these widths: six entries then fit side by side in 80 columns.
 _NAME_WIDTH = 15
 _HEADING_WIDTH = 9
 
-_HEADINGS = (
-    ("speedup",),
-    ("mean", "accepted"),
-    ("acc.", "rate"),
-    ("draft", "cost"),
-    ("verify", "cost"),
-    ("tok/s",),
+_VERIFY = Measure("verify\ncost", "verify_cost", interval=False)
+_MEASURES = (
+    Measure("speedup", "speedup"),
+    Measure("mean\naccepted", "mean_accepted_tokens"),
+    Measure("acc.\nrate", "acceptance_rate", interval=False),
+    Measure("draft\ncost", "draft_cost", interval=False),
+    _VERIFY,
+    Measure("tok/s", "tokens_per_second", None, interval=False),
 )
+# Of the baseline by definition, and so no metric of it.
+_OF_BASELINE = dict.fromkeys(("speedup", "verify_cost"), Estimate(1.0, None, None))
 
 
 def others(summary: Summary) -> list[str]:
     """All entries but the baseline, the fastest first; one without a figure comes last."""
 
     def slowness(name: str) -> float:
-        speedup = _overall(summary, name).get("speedup")
+        speedup = summary.overall(name).get("speedup")
         return float("inf") if speedup is None else -speedup.value
 
     return sorted((name for name in summary.entries if name != summary.baseline), key=slowness)
@@ -62,23 +64,25 @@ def captions(summary: Summary) -> tuple[str, ...]:
 def overview(summary: Summary) -> Section:
     """A row per entry, the baseline at its speedup of 1; below, what is wrong and why."""
     names = others(summary)
-    (options,) = differing_options([summary])
-    entries = [_entry_row(summary, name, options[name]) for name in names]
     faster = sum(_is_faster(summary, name) for name in names)
-    rows = (*entries[:faster], _baseline_row(summary), *entries[faster:])
+    (options,) = differing_options([summary])
     columns = (
         Column(Cell("entry"), left=True),
-        *(Column(Cell(" ".join(lines), lines)) for lines in _HEADINGS),
+        *(measure.column for measure in _MEASURES),
         Column(Cell("verdict"), left=True),
     )
     told = [
         *(reason(summary, name) for name in names),
         *(problem(summary.label(n), summary.entries[n], summary.baseline) for n in names),
     ]
+    rows = (
+        _row(summary, name, options.get(name, ()))
+        for name in (*names[:faster], summary.baseline, *names[faster:])
+    )
     return Section(
         title=f"{len(names)} entries against {summary.baseline}, {summary.model}, "
         f"{summary.questions}",
-        sheet=Sheet(columns, rows, stacked=True),
+        sheet=Sheet(columns, tuple(rows), stacked=True),
         notes=tuple(note for note in told if note is not None),
     )
 
@@ -88,10 +92,12 @@ def by_task(summary: Summary) -> Section:
     names = others(summary)
     columns = [Column(Cell("task"), left=True)]
     columns += [Column(name_cell(summary.label(name), _HEADING_WIDTH)) for name in names]
-    tasks = summary.entries[summary.baseline].tasks
     rows = tuple(
-        (_task(task, part.n), *(speedup_cell(_estimates(summary, name, task)) for name in names))
-        for task, part in tasks.items()
+        (
+            Cell(f"{task} (n = {part.n})", (task, f"n = {part.n}")),
+            *(interval_cell(summary.estimates(name, task), "speedup") for name in names),
+        )
+        for task, part in summary.entries[summary.baseline].tasks.items()
     )
     return Section(
         title=f"speedup over {summary.baseline} by task",
@@ -101,7 +107,7 @@ def by_task(summary: Summary) -> Section:
 
 def reason(summary: Summary, entry: str) -> Note | None:
     """Why an entry is not faster than the baseline; None if it is, or was not measured."""
-    estimates = _overall(summary, entry)
+    estimates = summary.overall(entry)
     speedup = estimates.get("speedup")
     if speedup is None or speedup.value >= 1:
         return None
@@ -120,7 +126,7 @@ def _because(estimates: Mapping[str, Estimate], summary: Summary) -> str:
         )
     decode, draft, verify, tokens = (estimates[name].value for name in names)
     if decode >= 1:
-        theirs = value_text(_overall(summary, summary.baseline), "ttft_ms", ".1f")
+        theirs = value_text(summary.overall(summary.baseline), "ttft_ms", ".1f")
         return (
             f"its decoding is {decode:.2f} times as fast, but its first token takes "
             f"{value_text(estimates, 'ttft_ms', '.1f')} ms instead of {theirs}"
@@ -132,35 +138,20 @@ def _because(estimates: Mapping[str, Estimate], summary: Summary) -> str:
     return f"a step costs {costs} {summary.baseline} passes and yields {tokens:.2f} tokens"
 
 
-def _entry_row(summary: Summary, name: str, options: Sequence[str]) -> tuple[Cell, ...]:
-    estimates = _overall(summary, name)
+def _row(summary: Summary, name: str, options: Sequence[str]) -> tuple[Cell, ...]:
+    own, base = summary.overall(name), summary.overall(summary.baseline)
+    is_baseline = name == summary.baseline
+    if is_baseline:
+        own = {**own, **_OF_BASELINE}
     return (
         name_cell(summary.label(name), _NAME_WIDTH, options),
-        speedup_cell(estimates),
-        interval_cell(estimates, "mean_accepted_tokens"),
-        Cell(value_text(estimates, "acceptance_rate")),
-        Cell(value_text(estimates, "draft_cost")),
-        _verify_cell(estimates),
-        Cell(rate_text(estimates)),
-        verdict_cell(summary.entries[name]),
-    )
-
-
-def _baseline_row(summary: Summary) -> tuple[Cell, ...]:
-    estimates = _overall(summary, summary.baseline)
-    absent = Cell(ABSENT)
-    return (
-        Cell(summary.baseline),
-        Cell("1.00"),
-        *(absent, absent, absent),
-        Cell("1.00"),
-        Cell(rate_text(estimates)),
-        Cell("baseline"),
+        *(_verify_cell(own) if item is _VERIFY else item.cell(own, base) for item in _MEASURES),
+        Cell("baseline") if is_baseline else verdict_cell(summary.entries[name]),
     )
 
 
 def _verify_cell(estimates: Mapping[str, Estimate]) -> Cell:
-    cost = value_text(estimates, "verify_cost")
+    cost = value_text(estimates, _VERIFY.metric)
     nodes = value_text(estimates, "nodes_per_step", ".1f")
     if nodes == ABSENT:
         return Cell(cost)
@@ -168,28 +159,5 @@ def _verify_cell(estimates: Mapping[str, Estimate]) -> Cell:
 
 
 def _is_faster(summary: Summary, name: str) -> bool:
-    speedup = _overall(summary, name).get("speedup")
+    speedup = summary.overall(name).get("speedup")
     return speedup is not None and speedup.value >= 1
-
-
-def _overall(summary: Summary, entry: str) -> Mapping[str, Estimate]:
-    return _estimates(summary, entry, OVERALL)
-
-
-def _estimates(summary: Summary, entry: str, task: str) -> Mapping[str, Estimate]:
-    part = summary.entries[entry].tasks.get(task)
-    return {} if part is None else part.estimates
-
-
-def _task(task: str, questions: int) -> Cell:
-    return Cell(f"{task} (n = {questions})", (task, f"n = {questions}"))
-
-
-def name_cell(label: str, width: int, options: Sequence[str] = ()) -> Cell:
-    """A name, and options that it does not say itself, in lines no wider where that can be."""
-    swept = label.partition("[")[2].partition("]")[0].split(",")
-    more = ", ".join(text for text in options if text not in swept)
-    name = folded(label, width)
-    if not more:
-        return name
-    return Cell(f"{label}: {more}", (*name.lines, *folded(more, width).lines))

@@ -2,169 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from specbench_kangaroo.report.comparison import reason
-from specbench_kangaroo.report.sheets import (
-    Cell,
-    Column,
-    Note,
-    Section,
-    Sheet,
-    counted,
-    interval_cell,
-    rate_text,
-    speedup_cell,
-    value_text,
-)
+from specbench_kangaroo.report.sheets import Cell, Column, Measure, Note, Section, Sheet, counted
 from specbench_kangaroo.report.verdicts import verdict
-from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
+from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME
 from specbench_kangaroo.stats.device_health import STEADY, DeviceHealth
 from specbench_kangaroo.stats.summary import OVERALL, Summary
 
 INTERVAL_CAPTION = f"in brackets: {INTERVAL_NAME}"
 BASE_CAPTION = "base: tok/s of the baseline"
 IDEAL_CAPTION = "ideal: the speedup if verifying a draft cost one token; of ideal: realised"
-ENERGY_CAPTION = (
+_ENERGY_CAPTION = (
     "J per token: what the whole device drew by its own counter, prefill included, per new token"
 )
 
-_LATENCY = (
-    ("Spec-Bench", "speedup"),
-    ("CR",),
-    ("TTFT,", "ms"),
-    ("base", "TTFT"),
-    ("TPOT,", "ms"),
-    ("base", "TPOT"),
+_OF_BASELINE = (
+    Measure("tok/s", "tokens_per_second", ".1f"),
+    Measure("TTFT, ms", "ttft_ms", ".1f"),
+    Measure("TPOT, ms", "tpot_ms", ".1f"),
 )
-_ENERGY = (("J per", "token"), ("base J", "per token"))
-_OF_BASELINE = ("tok/s", "TTFT, ms", "TPOT, ms")
-_OF_ENTRY = ("speedup", "mean accepted", "acc.\nrate", "tok/s", "base", "ideal", "of\nideal")
+_OF_ENTRY = (
+    Measure("speedup", "speedup"),
+    Measure("mean accepted", "mean_accepted_tokens"),
+    Measure("acc.\nrate", "acceptance_rate", interval=False),
+    Measure("tok/s", "tokens_per_second", None, interval=False),
+    Measure("base", "tokens_per_second", None, interval=False, of_baseline=True),
+    Measure("ideal", "speedup_ideal", interval=False),
+    Measure("of\nideal", "realised_over_ideal", ".0%", interval=False),
+)
+_LATENCY = (
+    Measure("Spec-Bench\nspeedup", "speedup_specbench"),
+    Measure("CR", "compression_rate"),
+    Measure("TTFT,\nms", "ttft_ms", None),
+    Measure("base\nTTFT", "ttft_ms", None, of_baseline=True),
+    Measure("TPOT,\nms", "tpot_ms", None),
+    Measure("base\nTPOT", "tpot_ms", None, of_baseline=True),
+)
+_ENERGY = (
+    Measure("J per\ntoken", "joules_per_token", ".3g"),
+    Measure("base J\nper token", "joules_per_token", ".3g", of_baseline=True),
+)
 
 
 def section(summary: Summary, entry: str, *, with_reason: bool) -> Section:
     """An entry's table, the verdict on its outputs, and why it is slow if it is."""
+    measures: Sequence[Measure] = _OF_ENTRY
+    if entry == summary.baseline:
+        measures = (*_OF_BASELINE, *_ENERGY[: _measures_energy(summary, entry)])
     notes = [verdict(summary.entries[entry], summary.baseline)]
     why = reason(summary, entry) if with_reason else None
     against = "" if entry == summary.baseline else f" against {summary.baseline}"
     return Section(
         title=f"{summary.label(entry)}{against}, {summary.model}, {summary.questions}",
-        sheet=_sheet(summary, entry),
+        sheet=_sheet(summary, entry, measures),
         notes=(*notes, why) if why else tuple(notes),
     )
 
 
 def latency(summary: Summary, entry: str) -> Section:
     """What an entry's own table has no room for: Spec-Bench's speedup, passes, and latencies."""
-    energy = _ENERGY if measures_energy(summary, entry) else ()
-    columns = (Column(Cell(" ".join(lines), lines)) for lines in (*_LATENCY, *energy))
+    measures = (*_LATENCY, *_ENERGY) if _measures_energy(summary, entry) else _LATENCY
     return Section(
         title=f"{summary.label(entry)}: speedup by Spec-Bench's formula, compression, latency",
-        sheet=Sheet(
-            (Column(Cell("task"), left=True), *columns),
-            tuple(_latency_rows(summary, entry)),
-            bold=OVERALL,
-            stacked=True,
-        ),
+        sheet=_sheet(summary, entry, measures, stacked=True),
     )
 
 
-def latency_caption(summary: Summary) -> str:
-    """What the columns of :func:`latency` mean."""
-    return (
-        f"Spec-Bench speedup: mean tok/s over questions, divided by that of {summary.baseline}; "
-        "CR: new tokens per pass of the target, prefill included; "
-        "TTFT: time to the first token; TPOT: time per token after it"
-    )
-
-
-def memory_caption(peak_rss_mb: float) -> str:
-    """The memory of a run, which no entry has for itself."""
-    return f"peak memory of the process, which all entries share: {peak_rss_mb:.0f} MiB"
-
-
-def _latency_rows(summary: Summary, entry: str) -> Iterator[tuple[Cell, ...]]:
-    baseline = summary.entries[summary.baseline].tasks
-    energy = ("joules_per_token",) if measures_energy(summary, entry) else ()
-    for task, part in summary.entries[entry].tasks.items():
-        base = baseline[task].estimates
+def captions(summary: Summary, entries: Sequence[str]) -> Iterator[str]:
+    """What the columns of :func:`latency` mean, and what of a run is in no table."""
+    if entries:
         yield (
-            Cell(task),
-            interval_cell(part.estimates, "speedup_specbench"),
-            interval_cell(part.estimates, "compression_rate"),
-            *(
-                _ms_cell(estimates, name)
-                for name in ("ttft_ms", "tpot_ms")
-                for estimates in (part.estimates, base)
-            ),
-            *(
-                interval_cell(estimates, name, ".3g")
-                for name in energy
-                for estimates in (part.estimates, base)
-            ),
+            f"Spec-Bench speedup: mean tok/s over questions, divided by that of {summary.baseline};"
+            " CR: new tokens per pass of the target, prefill included; "
+            "TTFT: time to the first token; TPOT: time per token after it"
         )
-
-
-def _ms_cell(estimates: Mapping[str, Estimate], name: str) -> Cell:
-    """Milliseconds: a tenth of one matters below a hundred."""
-    long = name in estimates and estimates[name].value >= 99.95
-    return interval_cell(estimates, name, ".0f" if long else ".1f")
-
-
-def _sheet(summary: Summary, entry: str) -> Sheet:
-    headings = ["n", *(_OF_BASELINE if entry == summary.baseline else _OF_ENTRY)]
-    if entry == summary.baseline and measures_energy(summary, entry):
-        headings.append("J per\ntoken")
-    cells = (Cell(name.replace("\n", " "), tuple(name.split("\n"))) for name in headings)
-    columns = (Column(Cell("task"), left=True), *(Column(cell) for cell in cells))
-    return Sheet(columns, tuple(_rows(summary, entry)), bold=OVERALL)
-
-
-def _rows(summary: Summary, entry: str) -> Iterator[tuple[Cell, ...]]:
-    baseline = summary.entries[summary.baseline].tasks
-    for task, part in summary.entries[entry].tasks.items():
-        if entry == summary.baseline:
-            cells = _of_baseline(part.estimates, energy=measures_energy(summary, entry))
-        else:
-            cells = _of_entry(part.estimates, baseline[task].estimates)
-        yield (Cell(task), Cell(str(part.n)), *cells)
-
-
-def _of_baseline(estimates: Mapping[str, Estimate], *, energy: bool) -> tuple[Cell, ...]:
-    names = ("tokens_per_second", "ttft_ms", "tpot_ms")
-    cells = [interval_cell(estimates, name, ".1f") for name in names]
-    cells += [interval_cell(estimates, "joules_per_token", ".3g")] if energy else []
-    return tuple(cells)
-
-
-def _of_entry(
-    estimates: Mapping[str, Estimate], baseline: Mapping[str, Estimate]
-) -> tuple[Cell, ...]:
-    return (
-        speedup_cell(estimates),
-        interval_cell(estimates, "mean_accepted_tokens"),
-        Cell(value_text(estimates, "acceptance_rate")),
-        Cell(rate_text(estimates)),
-        Cell(rate_text(baseline)),
-        Cell(value_text(estimates, "speedup_ideal")),
-        Cell(value_text(estimates, "realised_over_ideal", ".0%")),
-    )
-
-
-def measures_energy(summary: Summary, entry: str) -> bool:
-    """Whether the device told how much energy an entry's answers took."""
-    tasks = summary.entries[entry].tasks.values()
-    return any("joules_per_token" in part.estimates for part in tasks)
-
-
-def device_memory_caption(summary: Summary) -> str | None:
-    """The most memory that each entry's answers had on the accelerator; None without one."""
+    if any(_measures_energy(summary, name) for name in entries):
+        yield _ENERGY_CAPTION
     peaks = [
         f"{summary.label(name)} {entry.peak_device_mb:.0f}"
         for name, entry in summary.entries.items()
         if entry.peak_device_mb is not None
     ]
-    return f"peak memory on the device, MiB: {', '.join(peaks)}" if peaks else None
+    if peaks:
+        yield f"peak memory on the device, MiB: {', '.join(peaks)}"
+    if summary.peak_rss_mb is not None:
+        yield (
+            f"peak memory of the process, which all entries share: {summary.peak_rss_mb:.0f} MiB"
+        )
+
+
+def _sheet(
+    summary: Summary, entry: str, measures: Sequence[Measure], *, stacked: bool = False
+) -> Sheet:
+    """A row per task; a stacked sheet, which comes second, does not repeat how many questions."""
+    fixed = [Column(Cell("task"), left=True), Column(Cell("n"))][: 1 if stacked else 2]
+    rows = (
+        (
+            *[Cell(task), Cell(str(part.n))][: len(fixed)],
+            *(m.cell(part.estimates, summary.estimates(summary.baseline, task)) for m in measures),
+        )
+        for task, part in summary.entries[entry].tasks.items()
+    )
+    columns = (*fixed, *(measure.column for measure in measures))
+    return Sheet(columns, tuple(rows), bold=OVERALL, stacked=stacked)
+
+
+def _measures_energy(summary: Summary, entry: str) -> bool:
+    """Whether the device told how much energy an entry's answers took."""
+    tasks = summary.entries[entry].tasks.values()
+    return any("joules_per_token" in part.estimates for part in tasks)
 
 
 def device_notes(health: DeviceHealth | None) -> tuple[Note, ...]:

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import matplotlib as mpl
@@ -19,7 +18,7 @@ from specbench_kangaroo.record.schema import Manifest
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.report.figures.catalogue import figures_of
 from specbench_kangaroo.report.sections import document_of
-from specbench_kangaroo.report.sheets import Mark, Part, Report, Section
+from specbench_kangaroo.report.sheets import Mark
 from specbench_kangaroo.stats.summary import Summary, summarise
 
 # Beside its colour a mark has a sign, a word for those who hear the page, and an explanation.
@@ -35,66 +34,40 @@ _REFERENCE = re.compile(r'(\bid="|href="#|url\(#)')
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """A figure of a run as part of the page."""
-
-    name: str
-    svg: Markup
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A titled list of names and values from a manifest."""
-
-    title: str
-    items: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Illustrated:
-    """What a page needs of a run, which itself may be large and is not needed any more."""
+    """What a page needs of a run, which itself may be large and is not needed any more.
+
+    Attributes:
+        summary: of the run.
+        anchor: its place in the page.
+        drawings: its figures as SVG, by name.
+        facts: what the manifest says of its origin: titled lists of names and values.
+    """
 
     summary: Summary
-    drawings: tuple[Drawing, ...]
-    facts: tuple[Facts, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Chapter:
-    """All that the page says of one run."""
-
     anchor: str
-    report: Report
-    of: Illustrated
-
-    def sections(self, part: str) -> list[Section]:
-        """The sections of a part, by its name."""
-        return [section for section in self.report.sections if section.part is Part(part)]
-
-    def details(self) -> list[tuple[str, list[Section]]]:
-        """The sections about each entry, with its name."""
-        groups = groupby(self.sections("detail"), key=lambda section: section.subject)
-        return [(subject, list(sections)) for subject, sections in groups]
+    drawings: Mapping[str, Markup]
+    facts: Mapping[str, Mapping[str, str]]
 
 
 def illustrated(run: Run, *, anchor: str) -> Illustrated:
     """A run's summary, figures and origin; ``anchor`` is unique among the runs of a page."""
     summary = summarise(run)
-    drawings = (
-        Drawing(name.replace("_", " "), inline_svg(figure, f"{anchor}-{name}"))
+    drawings = {
+        name.replace("_", " "): inline_svg(figure, f"{anchor}-{name}")
         for name, figure in figures_of(run, summary).items()
-    )
-    return Illustrated(summary, tuple(drawings), tuple(_facts(run.manifest)))
+    }
+    facts = {
+        title: {name: _written(value) for name, value in values.items()}
+        for title, values in _facts(run.manifest)
+    }
+    return Illustrated(summary, anchor, drawings, facts)
 
 
 def page(*runs: Illustrated) -> str:
     """The page of one run or several, ending in a newline."""
     summaries = [run.summary for run in runs]
     document = document_of(summaries, with_details=True, with_published=True)
-    chapters = [
-        Chapter(f"run-{number}", report, run)
-        for number, (run, report) in enumerate(zip(runs, document.reports, strict=True), 1)
-    ]
     environment = Environment(
         loader=PackageLoader("specbench_kangaroo.report"),
         autoescape=True,
@@ -104,7 +77,7 @@ def page(*runs: Illustrated) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("report.html.j2").render(
-        chapters=chapters,
+        chapters=list(zip(runs, document.reports, strict=True)),
         side_by_side=document.side_by_side,
         signs={mark.value: sign for mark, sign in _SIGNS.items()},
     )
@@ -125,23 +98,19 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     return Markup(svg)  # safe: matplotlib escapes the texts that it draws
 
 
-def _facts(manifest: Manifest) -> Iterator[Facts]:
+def _facts(manifest: Manifest) -> Iterator[tuple[str, Mapping[str, Any]]]:
     about = ("command", "created", "status", "model", "questions", "baseline", "schema_version")
-    yield Facts("Run", tuple((name, _written(getattr(manifest, name))) for name in about))
+    yield "Run", {name: getattr(manifest, name) for name in about}
     for name, record in manifest.entries.items():
         values = dict(record.options)
         if record.weights_sha256 is not None:
             values["weights_sha256"] = record.weights_sha256
         if values:
             of = name if name == record.method else f"{name} ({record.method})"
-            yield Facts(f"Options of {of}", _items(values))
-    yield Facts("Settings", _items(manifest.settings))
-    yield Facts("Environment", _items(manifest.environment))
-    yield Facts("SHA-256", _items(manifest.hashes))
-
-
-def _items(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, _written(value)) for name, value in values.items())
+            yield f"Options of {of}", values
+    yield "Settings", manifest.settings
+    yield "Environment", manifest.environment
+    yield "SHA-256", manifest.hashes
 
 
 def _written(value: Any) -> str:

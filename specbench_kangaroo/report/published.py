@@ -28,13 +28,14 @@ CAPTION = (
     "published figures are of other models on other GPUs; the row of this run is its "
     "speedup_specbench, which is computed by the leaderboard's formula"
 )
+_OF_SOURCE = ("key", "method", "source", "gpu", "model", "note")  # what makes rows one item
 _WIDTH = 16  # of the first two columns in a terminal
 _HEADINGS = {"summarization": ("summa-", "rization"), "translation": ("trans-", "lation")}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where figures were published, and what was measured: a row of a report."""
+class Published:
+    """What one source says of one method on one model: a row of a report."""
 
     key: str  # the name of our method, empty for one that is not built in
     method: str  # as the source calls it
@@ -42,14 +43,7 @@ class Source:
     gpu: str  # empty where the source does not say
     model: str
     note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What one source says of one method on one model: speedups by task, ``overall`` among them."""
-
-    of: Source
-    speedups: Mapping[str, float]
+    speedups: Mapping[str, float]  # by task, ``overall`` among them
     mean_accepted_tokens: float | None  # of all tasks
 
 
@@ -57,17 +51,22 @@ class Published:
 def published() -> tuple[Published, ...]:
     """All that the file holds, in its order."""
     file = importlib.resources.files("specbench_kangaroo.report").joinpath("published.csv")
-    rows: dict[Source, list[dict[str, str]]] = {}
+    found: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
-        names = ("key", "method", "source", "gpu", "model", "note")
-        rows.setdefault(Source(*(row[name] for name in names)), []).append(row)
-    return tuple(_published(source, found) for source, found in rows.items())
+        found.setdefault(tuple(row[name] for name in _OF_SOURCE), []).append(row)
+    return tuple(_published(rows) for rows in found.values())
 
 
-def _published(source: Source, rows: Sequence[Mapping[str, str]]) -> Published:
+def _published(rows: Sequence[Mapping[str, str]]) -> Published:
+    first = rows[0]
     accepted = {row["mean_accepted_tokens"] for row in rows} - {""}
     return Published(
-        of=source,
+        key=first["key"],
+        method=first["method"],
+        source=first["source"],
+        gpu=first["gpu"],
+        model=first["model"],
+        note=first["note"],
         speedups={row["task"]: float(row["speedup"]) for row in rows},
         # The leaderboard gives one for all tasks, and the file repeats it in each of their rows.
         mean_accepted_tokens=float(accepted.pop()) if len(accepted) == 1 else None,
@@ -82,7 +81,7 @@ def section(summary: Summary, method: str, labels: Sequence[str]) -> Section | N
         method: by its own name.
         labels: its entries.
     """
-    found = [item for item in published() if item.of.key == method]
+    found = [item for item in published() if item.key == method]
     if not found:
         return None
     present = {task for item in found for task in item.speedups}
@@ -95,11 +94,12 @@ def section(summary: Summary, method: str, labels: Sequence[str]) -> Section | N
         Column(Cell("mean accepted", ("mean", "accepted"))),
     )
     ours = [_ours(summary, label, tasks, alone=len(labels) == 1) for label in labels]
-    sources = list(dict.fromkeys((item.of.source, item.of.note) for item in found))
+    sources = list(dict.fromkeys((item.source, item.note) for item in found))
     numbers = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
-    rows = (*ours, *(_row(item, tasks, numbers[item.of.source, item.of.note]) for item in found))
+    rows = (*ours, *(_row(item, tasks, numbers[item.source, item.note]) for item in found))
+    name = summary.label(labels[0]) if len(labels) == 1 else method
     return Section(
-        title=f"{_title(summary, method, labels)}: this run, and speedups published elsewhere",
+        title=f"{name}: this run, and speedups published elsewhere",
         sheet=Sheet(columns, rows, bold=ours[0][0].text, stacked=True),
         notes=tuple(
             Note(f"{number} {': '.join(filter(None, source))}")
@@ -108,30 +108,24 @@ def section(summary: Summary, method: str, labels: Sequence[str]) -> Section | N
     )
 
 
-def _title(summary: Summary, method: str, labels: Sequence[str]) -> str:
-    return summary.label(labels[0]) if len(labels) == 1 else method
-
-
 def _heading(task: str) -> tuple[str, ...]:
     return _HEADINGS.get(task) or tuple(task.replace("_", "_\n").split("\n"))
 
 
 def _ours(summary: Summary, label: str, tasks: Sequence[str], *, alone: bool) -> tuple[Cell, ...]:
-    parts = summary.entries[label].tasks
-    estimates = [parts[task].estimates if task in parts else {} for task in tasks]
-    accepted = interval_cell(parts[OVERALL].estimates if parts else {}, "mean_accepted_tokens")
+    name = "this run" if alone else f"this run, {summary.label(label)}"
     return (
         folded(_where(summary.model, summary.device or ""), _WIDTH),
-        Cell("this run") if alone else folded(f"this run, {summary.label(label)}", _WIDTH),
-        *(interval_cell(part, "speedup_specbench") for part in estimates),
-        accepted,
+        folded(name, _WIDTH),
+        *(interval_cell(summary.estimates(label, task), "speedup_specbench") for task in tasks),
+        interval_cell(summary.overall(label), "mean_accepted_tokens"),
     )
 
 
 def _row(item: Published, tasks: Sequence[str], citation: str) -> tuple[Cell, ...]:
     return (
-        folded(_where(item.of.model, item.of.gpu), _WIDTH),
-        folded(f"{item.of.method} {citation}", _WIDTH),
+        folded(_where(item.model, item.gpu), _WIDTH),
+        folded(f"{item.method} {citation}", _WIDTH),
         *(_number(item.speedups.get(task)) for task in tasks),
         _number(item.mean_accepted_tokens),
     )

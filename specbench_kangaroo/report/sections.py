@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from specbench_kangaroo.record.schema import COMPLETE
 from specbench_kangaroo.report import comparison, details, published
-from specbench_kangaroo.report.comparison import name_cell
 from specbench_kangaroo.report.sheets import (
     ABSENT,
     Cell,
     Column,
     Document,
     Note,
-    Part,
     Report,
     Section,
     Sheet,
     differing_options,
     folded,
-    speedup_cell,
+    interval_cell,
+    name_cell,
 )
-from specbench_kangaroo.stats.summary import OVERALL, Summary
+from specbench_kangaroo.stats.summary import Summary
 
 _FACTS = ("model", "questions", "dtype", "device")
 _HEADING_WIDTH = 9
@@ -54,61 +52,57 @@ def report_of(summary: Summary, *, with_details: bool, with_published: bool = Fa
         with_published: add what was published of the same entries.
     """
     entries = comparison.others(summary)
-    sections, captions = _first(summary, entries)
+    several = len(entries) > 1
+    if several:
+        main = [comparison.overview(summary), comparison.by_task(summary)]
+        captions = list(comparison.captions(summary))
+    else:
+        main, captions = _alone(summary, entries, with_details)
     if with_details:
-        sections += _details(summary, entries)
-        captions += _detail_captions(summary, entries)
-    if with_published and (found := list(_published(summary, entries))):
-        sections += found
-        captions.append(published.CAPTION)
-    return Report(summary.run, tuple(sections), tuple(captions), _closing(summary))
+        captions += [details.BASE_CAPTION, details.IDEAL_CAPTION] if several else []
+        captions += details.captions(summary, entries)
+    elsewhere = tuple(_published(summary, entries)) if with_published else ()
+    return Report(
+        run=summary.run,
+        main=tuple(main),
+        details=_details(summary, entries) if with_details and several else {},
+        published=elsewhere,
+        captions=(*captions, published.CAPTION) if elsewhere else tuple(captions),
+        closing=_closing(summary),
+    )
 
 
-def _first(summary: Summary, entries: Sequence[str]) -> tuple[list[Section], list[str]]:
-    """What no reader can do without."""
-    if len(entries) > 1:
-        both = [comparison.overview(summary), comparison.by_task(summary)]
-        return both, list(comparison.captions(summary))
-    (shown,) = entries or [summary.baseline]
-    captions = [details.INTERVAL_CAPTION]
-    if entries:
-        captions = [f"{details.INTERVAL_CAPTION}; {details.BASE_CAPTION}", details.IDEAL_CAPTION]
-    return [details.section(summary, shown, with_reason=True)], captions
+def _alone(
+    summary: Summary, entries: Sequence[str], with_details: bool
+) -> tuple[list[Section], list[str]]:
+    if not entries:
+        section = details.section(summary, summary.baseline, with_reason=True)
+        return [section], [details.INTERVAL_CAPTION]
+    sections = [details.section(summary, entries[0], with_reason=True)]
+    if with_details:
+        sections.append(details.latency(summary, entries[0]))
+    brackets = f"{details.INTERVAL_CAPTION}; {details.BASE_CAPTION}"
+    return sections, [brackets, details.IDEAL_CAPTION]
 
 
-def _details(summary: Summary, entries: Sequence[str]) -> Iterator[Section]:
-    if len(entries) == 1:
-        yield details.latency(summary, entries[0])
-        return
-    for name in entries:
-        # The reasons stand under the comparison already.
-        shown = (details.section(summary, name, with_reason=False), details.latency(summary, name))
-        label = summary.label(name)
-        yield from (replace(section, part=Part.DETAIL, subject=label) for section in shown)
-
-
-def _detail_captions(summary: Summary, entries: Sequence[str]) -> Iterator[str]:
-    if len(entries) > 1:
-        yield details.BASE_CAPTION
-        yield details.IDEAL_CAPTION
-    if entries:
-        yield details.latency_caption(summary)
-    if any(details.measures_energy(summary, name) for name in entries):
-        yield details.ENERGY_CAPTION
-    if (on_device := details.device_memory_caption(summary)) is not None:
-        yield on_device
-    if summary.peak_rss_mb is not None:
-        yield details.memory_caption(summary.peak_rss_mb)
+def _details(summary: Summary, entries: Sequence[str]) -> dict[str, tuple[Section, ...]]:
+    """By label.  The reasons stand under the comparison already."""
+    return {
+        summary.label(name): (
+            details.section(summary, name, with_reason=False),
+            details.latency(summary, name),
+        )
+        for name in entries
+    }
 
 
 def _published(summary: Summary, entries: Sequence[str]) -> Iterator[Section]:
-    labels: dict[str, list[str]] = {}
-    for label in entries:
-        labels.setdefault(summary.entries[label].method, []).append(label)
-    for method, found in labels.items():
-        section = published.section(summary, method, found)
+    methods = dict.fromkeys(summary.entries[label].method for label in entries)
+    for method in methods:
+        labels = [label for label in entries if summary.entries[label].method == method]
+        section = published.section(summary, method, labels)
         if section is not None:
-            yield replace(section, part=Part.PUBLISHED)
+            yield section
 
 
 def _closing(summary: Summary) -> tuple[Note, ...]:
@@ -138,24 +132,22 @@ def _side_by_side(summaries: Sequence[Summary]) -> Section:
     left = (Column(Cell(name), left=True) for name in ("run", *_FACTS))
     right = (Column(name_cell(label, _HEADING_WIDTH, of)) for label, of in columns)
     rows = (
-        (*_facts(summary), *(_speedup(summary, entries.get(column)) for column in columns))
+        (
+            *_facts(summary),
+            *(
+                interval_cell(summary.overall(entries[of]) if of in entries else {}, "speedup")
+                for of in columns
+            ),
+        )
         for summary, entries in zip(summaries, found, strict=True)
     )
+    baselines = " or ".join(dict.fromkeys(summary.baseline for summary in summaries))
     return Section(
-        title=f"{len(summaries)} runs: overall speedup over {_baselines(summaries)}",
+        title=f"{len(summaries)} runs: overall speedup over {baselines}",
         sheet=Sheet((*left, *right), tuple(rows), stacked=True),
     )
-
-
-def _baselines(summaries: Sequence[Summary]) -> str:
-    return " or ".join(dict.fromkeys(summary.baseline for summary in summaries))
 
 
 def _facts(summary: Summary) -> tuple[Cell, ...]:
     facts = (getattr(summary, name) or ABSENT for name in _FACTS)
     return name_cell(summary.run, _FACT_WIDTH), *(folded(str(f), _FACT_WIDTH) for f in facts)
-
-
-def _speedup(summary: Summary, name: str | None) -> Cell:
-    part = None if name is None else summary.entries[name].tasks.get(OVERALL)
-    return Cell(ABSENT) if part is None else speedup_cell(part.estimates)

@@ -6,14 +6,17 @@ Every format draws the same :class:`Report`, so that none says more or less than
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # scipy takes 0.3 s to import, which a run would wait for before it starts
     from specbench_kangaroo.stats.bootstrap import Estimate
     from specbench_kangaroo.stats.summary import Summary
+
+Block = TypeVar("Block")
 
 ABSENT = "–"
 _BREAKS = re.compile(r"(?<=[_ ])|(?<=\w\[)")
@@ -78,36 +81,39 @@ class Note:
     mark: Mark = Mark.NONE
 
 
-class Part(Enum):
-    """What a section is for; a page may fold what not every reader wants."""
-
-    MAIN = "main"
-    DETAIL = "detail"
-    PUBLISHED = "published"
-
-
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A sheet with its title, and what is to be said under it.
-
-    ``subject`` is the entry that a section of :attr:`Part.DETAIL` is about.
-    """
+    """A sheet with its title, and what is to be said under it."""
 
     title: str
     sheet: Sheet
     notes: tuple[Note, ...] = ()
-    part: Part = Part.MAIN
-    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of a run, in order: sections, then what their columns mean, then what is wrong."""
+    """All of a run, in order: sections, then what their columns mean, then what is wrong.
+
+    Attributes:
+        run: its name.
+        main: what no reader can do without.
+        details: the sections about each entry, by its label; a page may fold them.
+        published: what others say of the same methods.
+        captions: what the columns mean.
+        closing: what is wrong with the run.
+    """
 
     run: str
-    sections: tuple[Section, ...]
+    main: tuple[Section, ...]
+    details: Mapping[str, tuple[Section, ...]]
+    published: tuple[Section, ...]
     captions: tuple[str, ...]
-    closing: tuple[Note, ...] = ()
+    closing: tuple[Note, ...]
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """All of them, in order."""
+        return (*self.main, *chain.from_iterable(self.details.values()), *self.published)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +123,61 @@ class Document:
     side_by_side: Section | None
     reports: tuple[Report, ...]
 
+    def drawn(
+        self,
+        *,
+        section: Callable[[Section], Iterable[Block]],
+        heading: Callable[[str], Iterable[Block]],
+        ending: Callable[[Report], Iterable[Block]],
+    ) -> Iterator[Block]:
+        """All in order, as a format draws a section, the name of a run, and what ends a run."""
+        if self.side_by_side is not None:
+            yield from section(self.side_by_side)
+        for report in self.reports:
+            if len(self.reports) > 1:
+                yield from heading(report.run)
+            for item in report.sections:
+                yield from section(item)
+            yield from ending(report)
 
-def value_text(estimates: Mapping[str, Estimate], name: str, form: str = ".2f") -> str:
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A column of estimates.
+
+    Attributes:
+        heading: broken into lines for where there is little room.
+        metric: which of the estimates.
+        form: of the numbers; with None a tenth counts below a hundred, and no more above.
+        interval: whether it is written too.
+        of_baseline: the baseline's estimates, instead of an entry's own.
+    """
+
+    heading: str
+    metric: str
+    form: str | None = ".2f"
+    interval: bool = True
+    of_baseline: bool = False
+
+    @property
+    def column(self) -> Column:
+        """Its heading."""
+        return Column(Cell(self.heading.replace("\n", " "), tuple(self.heading.split("\n"))))
+
+    def cell(self, own: Mapping[str, Estimate], baseline: Mapping[str, Estimate]) -> Cell:
+        """Its cell in the row of these estimates, on the same questions."""
+        estimates = baseline if self.of_baseline else own
+        if not self.interval:
+            return Cell(value_text(estimates, self.metric, self.form))
+        return interval_cell(estimates, self.metric, self.form)
+
+
+def value_text(estimates: Mapping[str, Estimate], name: str, form: str | None = ".2f") -> str:
     """An estimate without its interval."""
-    return format(estimates[name].value, form) if name in estimates else ABSENT
+    if name not in estimates:
+        return ABSENT
+    value = estimates[name].value
+    return format(value, form or _form(value))
 
 
 def interval_text(estimate: Estimate, form: str = ".2f") -> str:
@@ -130,16 +187,23 @@ def interval_text(estimate: Estimate, form: str = ".2f") -> str:
     return f"{value} ({interval})" if interval else value
 
 
-def interval_cell(
-    estimates: Mapping[str, Estimate], name: str, form: str = ".2f", mark: Mark = Mark.NONE
-) -> Cell:
-    """A figure with its interval: ``1.27 (1.20–1.35)``, or the two under one another."""
+def interval_cell(estimates: Mapping[str, Estimate], name: str, form: str | None = ".2f") -> Cell:
+    """An estimate with its interval: ``1.27 (1.20–1.35)``, or the two under one another.
+
+    Only a speedup whose interval lies wholly on one side of 1 is marked as faster or slower.
+    """
     estimate = estimates.get(name)
     if estimate is None:
-        return Cell(ABSENT, mark=mark)
+        return Cell(ABSENT)
+    form = form or _form(estimate.value)
     interval = _bounds(estimate, form)
     lines = (format(estimate.value, form), interval) if interval else ()
+    mark = _mark(estimate) if name == "speedup" else Mark.NONE
     return Cell(interval_text(estimate, form), lines, mark)
+
+
+def _form(value: float) -> str:
+    return ".1f" if value < 99.95 else ".0f"
 
 
 def _bounds(estimate: Estimate, form: str) -> str:
@@ -148,21 +212,20 @@ def _bounds(estimate: Estimate, form: str) -> str:
     return f"{estimate.low:{form}}–{estimate.high:{form}}"
 
 
-def speedup_cell(estimates: Mapping[str, Estimate]) -> Cell:
-    """The speedup; only an interval that lies wholly on one side of 1 says faster or slower."""
-    speedup = estimates.get("speedup")
-    mark = Mark.NONE
-    if speedup is not None and speedup.low is not None and speedup.low > 1:
-        mark = Mark.FASTER
-    elif speedup is not None and speedup.high is not None and speedup.high < 1:
-        mark = Mark.SLOWER
-    return interval_cell(estimates, "speedup", mark=mark)
+def _mark(speedup: Estimate) -> Mark:
+    if speedup.low is not None and speedup.low > 1:
+        return Mark.FASTER
+    return Mark.SLOWER if speedup.high is not None and speedup.high < 1 else Mark.NONE
 
 
-def rate_text(estimates: Mapping[str, Estimate]) -> str:
-    """Tokens per second, in three or four digits."""
-    rate = estimates.get("tokens_per_second")
-    return ABSENT if rate is None else f"{rate.value:.{1 if rate.value < 99.95 else 0}f}"
+def name_cell(label: str, width: int, options: Sequence[str] = ()) -> Cell:
+    """A name, and options that it does not say itself, in lines no wider where that can be."""
+    swept = label.partition("[")[2].partition("]")[0].split(",")
+    more = ", ".join(text for text in options if text not in swept)
+    name = folded(label, width)
+    if not more:
+        return name
+    return Cell(f"{label}: {more}", (*name.lines, *folded(more, width).lines))
 
 
 def folded(text: str, width: int) -> Cell:

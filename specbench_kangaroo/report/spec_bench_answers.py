@@ -45,13 +45,11 @@ def answer_files(run: Run) -> dict[str, AnswerFile]:
     A repeat is a choice, as upstream's ``num_choices`` are; turns of a choice are in order.  What
     failed is left out, down to single turns, so that ``turns`` may be shorter than the question.
     """
-    lengths = _accept_lengths(run.steps)
-    own = [lengths.get(key, []) for key in _keys(run.generations)]
-    generations = run.generations.assign(
-        accept_lengths=pd.Series(own, index=run.generations.index, dtype=object)
-    )
+    steps = run.steps.sort_values([*KEY, "step"])
+    lengths = (steps["accepted"] + 1).groupby([steps[name] for name in KEY]).agg(list)  # with bonus
+    answers = run.generations.join(lengths.rename("accept_lengths"), on=KEY)
     return {
-        name: _answer_file(run.manifest, name, generations[generations["entry"] == name])
+        name: _answer_file(run.manifest, name, answers[answers["entry"] == name])
         for name in run.manifest.labels
     }
 
@@ -93,27 +91,16 @@ def _line(manifest: Manifest, entry: str, question: pd.DataFrame) -> Line:
 
 def _choice(repeat: Any, turns: pd.DataFrame) -> dict[str, Any]:
     turns = turns.sort_values("turn")
+    # An answer of one token has no step.
+    lengths = [found if isinstance(found, list) else [] for found in turns["accept_lengths"]]
     return {
         "index": int(repeat),
         "turns": [text.strip() for text in turns["text"]],
-        "decoding_steps": [len(steps) for steps in turns["accept_lengths"]],
+        "decoding_steps": [len(steps) for steps in lengths],
         "new_tokens": [int(count) for count in turns["new_tokens"]],
         "wall_time": [float(total_ms) / 1000.0 for total_ms in turns["total_ms"]],
-        "accept_lengths": [length for steps in turns["accept_lengths"] for length in steps],
+        "accept_lengths": [length for steps in lengths for length in steps],
     }
-
-
-def _accept_lengths(steps: pd.DataFrame) -> dict[tuple[Any, ...], list[int]]:
-    """Accepted tokens and the bonus token of every step, by generation."""
-    ordered = steps.sort_values([*KEY, "step"])
-    lengths: dict[tuple[Any, ...], list[int]] = {}
-    for key, accepted in zip(_keys(ordered), ordered["accepted"], strict=True):
-        lengths.setdefault(key, []).append(int(accepted) + 1)
-    return lengths
-
-
-def _keys(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
-    return list(zip(*(frame[name] for name in KEY), strict=True))
 
 
 def _seconds(created: str) -> float:

@@ -26,24 +26,18 @@ def terminal(*summaries: Summary, details: bool = False, published: bool = False
     ``details`` adds all tables of every entry, ``published`` what others published of them.
     """
     document = document_of(summaries, with_details=details, with_published=published)
-    parts: list[RenderableType] = []
-    if document.side_by_side is not None:
-        parts += [*section_parts(document.side_by_side), Text()]
-    for report in document.reports:
-        if len(document.reports) > 1:
-            parts += [Text(f"run {report.run}", style="bold underline"), Text()]
-        parts += _report(report)
-        if report is not document.reports[-1]:
-            parts.append(Text())
-    return Group(*parts)
+    blocks = list(document.drawn(section=section_parts, heading=_heading, ending=_ending))
+    return Group(*blocks[:-1])  # a blank line stands between blocks, and not after the last
 
 
-def _report(report: Report) -> Iterator[RenderableType]:
-    for section in report.sections:
-        yield from section_parts(section)
-        yield Text()
+def _heading(run: str) -> Iterator[RenderableType]:
+    yield from (Text(f"run {run}", style="bold underline"), Text())
+
+
+def _ending(report: Report) -> Iterator[RenderableType]:
     yield from (Text(caption, style="dim") for caption in report.captions)
     yield from (Text(note.text) for note in report.closing)
+    yield Text()
 
 
 def section_parts(section: Section) -> Iterator[RenderableType]:
@@ -54,6 +48,7 @@ def section_parts(section: Section) -> Iterator[RenderableType]:
         yield Text()  # rows of several lines would run into what follows
     for note in section.notes:
         yield Text(note.text, style=_STYLES.get(note.mark, ""))
+    yield Text()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.record.errors import look_up
 from specbench_kangaroo.record.schema import EntryRecord, Lossless, Manifest, Status
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.stats.bootstrap import Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.stats.device_health import DeviceHealth, health
-from specbench_kangaroo.stats.metrics import acceptance_at, applicable
+from specbench_kangaroo.stats.metrics import Has, acceptance_at, applicable
 from specbench_kangaroo.stats.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation, per_question
 
@@ -37,7 +36,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Acceptance at a position of the draft, counted from 1.
+    """Acceptance at a position of the draft, counted from 1; 1 + Σ marginal is the mean accepted.
 
     ``marginal`` is the share of all steps that accept this far: CTAR(position).  ``conditional`` is
     the share of those that draft this far, so that "never drafted" does not read as "rejected".
@@ -85,6 +84,15 @@ class Summary:
     def label(self, entry: str) -> str:
         """The entry's name as tables and figures show it, so that none hides a lossy entry."""
         return f"{entry} (lossy)" if self.entries[entry].lossy else entry
+
+    def estimates(self, entry: str, task: str) -> Mapping[str, Estimate]:
+        """An entry's, by the metric's name; empty where it has no answers to the task."""
+        part = self.entries[entry].tasks.get(task)
+        return {} if part is None else part.estimates
+
+    def overall(self, entry: str) -> Mapping[str, Estimate]:
+        """An entry's estimates on all tasks."""
+        return self.estimates(entry, OVERALL)
 
 
 def summarise(run: Run) -> Summary:
@@ -146,11 +154,10 @@ def _entry_summary(run: Run, generations: pd.DataFrame, entry: str) -> EntrySumm
 def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]:
     if questions.empty:
         return {}
-    ratios = applicable(
-        stepped=_sums_to_any(questions, "target_passes"),
-        drafting=_sums_to_any(questions, "drafted"),
-        compared=compared,
-    )
+    has = Has.ANSWERS | (Has.BASELINE if compared else Has(0))
+    for column, what in (("target_passes", Has.STEPS), ("drafted", Has.DRAFTS)):
+        has |= what if _sums_to_any(questions, column) else Has(0)
+    ratios = applicable(has)
     return {
         task: TaskSummary(n=len(part), estimates=estimates(ratios, _columns(part)))
         for task, part in by_task(questions).items()
@@ -194,24 +201,6 @@ def _verdicts(run: Run, entry: str) -> dict[str, int] | None:
     if verdicts.empty:
         return None
     return {verdict.value: int((verdicts == verdict.value).sum()) for verdict in Lossless}
-
-
-def acceptance_by_position(run: Run, entry: str) -> pd.DataFrame:
-    """Columns ``position, marginal, conditional``; mean_accepted_tokens == 1 + Σ marginal.
-
-    No rows for an entry that does not draft.
-
-    Raises:
-        UsageError: the run has no such entry; the message lists those it has.
-    """
-    baseline = run.manifest.baseline
-    look_up("entry", entry, dict.fromkeys(run.manifest.labels))
-    pairs = paired(per_generation(run), entry=entry, baseline=baseline)
-    rows = [
-        (item.position, item.marginal.value, item.conditional.value)
-        for item in _positions(per_question(pairs))
-    ]
-    return pd.DataFrame(rows, columns=["position", "marginal", "conditional"])
 
 
 def to_json(summary: Summary) -> dict[str, Any]:

@@ -68,5 +68,5 @@ def test_a_run_soon_measures_and_has_imported_what_it_needs(tmp_path: Path) -> N
     print(f"{min(spent_s):.1f} s of processor time up to the first measured answer")
     assert min(spent_s) < LIMIT_S, (
         f"a run measures nothing for {min(spent_s):.0f} s of processor time; "
-        "`python -X importtime` and a profile of open_bench show where it goes"
+        "`python -X importtime` and a profile of load_bench show where it goes"
     )

@@ -41,7 +41,7 @@ def test_intervals_agree_with_the_bootstrap_that_reports_use():
 def test_a_share_of_all_or_none_still_has_an_interval_within_bounds():
     trials = np.full((2, 6), 3.0)
     found = shares(np.stack([np.zeros(6), trials[1]]), trials)
-    assert found.low == pytest.approx([0.0, 1.0 - found.high[0]], abs=1e-12)
+    assert found.low.tolist() == pytest.approx([0.0, 1.0 - found.high[0]], abs=1e-12)
     assert 0.2 < found.high[0] < 0.7, "six questions that all failed do not prove a share of 0"
     assert found.high[1] == pytest.approx(1.0)
 

@@ -15,12 +15,10 @@ from specbench_kangaroo.gate.regression import compare
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import SCHEMA_VERSION
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
-from specbench_kangaroo.report.csv_tables import csv_text
+from specbench_kangaroo.report.documents import csv_text, latex, markdown
 from specbench_kangaroo.report.figures.catalogue import FIGURES, figures_of
 from specbench_kangaroo.report.figures.style import looks
 from specbench_kangaroo.report.html_report import illustrated, page
-from specbench_kangaroo.report.latex_tables import latex
-from specbench_kangaroo.report.markdown_tables import markdown
 from specbench_kangaroo.report.sheets import differing_options
 from specbench_kangaroo.report.spec_bench_answers import answer_files
 from specbench_kangaroo.run.config import Entry, entries_of

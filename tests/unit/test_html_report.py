@@ -112,8 +112,8 @@ def test_both_runs_are_there_whole(elements: Elements) -> None:
 
 
 def test_the_page_is_the_same_each_time(run: Run, text: str) -> None:
-    for drawing in illustrated(run, anchor="run-1").drawings:
-        assert drawing.svg in text, f"another drawing of {drawing.name}"
+    for name, svg in illustrated(run, anchor="run-1").drawings.items():
+        assert svg in text, f"another drawing of {name}"
 
 
 def test_a_figure_brings_no_style_into_the_page(text: str) -> None:

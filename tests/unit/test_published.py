@@ -11,7 +11,7 @@ from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report import published
 from specbench_kangaroo.report.published import Published
 from specbench_kangaroo.report.sections import report_of
-from specbench_kangaroo.report.sheets import Part, Section
+from specbench_kangaroo.report.sheets import Section
 from specbench_kangaroo.run.registry import built_in_files
 from specbench_kangaroo.stats import summary as stats
 from specbench_kangaroo.stats.bootstrap import Estimate
@@ -30,7 +30,7 @@ def found(method: str, source: str, model: str = "vicuna-7b-v1.3") -> Published:
     (item,) = (
         item
         for item in published.published()
-        if (item.of.method, item.of.source, item.of.model) == (method, source, model)
+        if (item.method, item.source, item.model) == (method, source, model)
     )
     return item
 
@@ -48,13 +48,13 @@ def cells(section: Section, row: int) -> dict[str, str]:
 
 def test_every_key_is_a_method_that_there_is() -> None:
     names = built_in_files().keys()
-    keys = {item.of.key for item in published.published()} - {""}
+    keys = {item.key for item in published.published()} - {""}
     assert keys <= names, f"no method is called {sorted(keys - names)}"
     assert len(keys) >= 6
 
 
 def test_a_method_of_ours_has_one_key_whatever_a_source_calls_it() -> None:
-    names = {item.of.method: item.of.key for item in published.published()}
+    names = {item.method: item.key for item in published.published()}
     assert {name: names[name] for name in ("PLD", "SpS", "Recycling", "Medusa-1 (chain)")} == {
         "PLD": "prompt_lookup",
         "SpS": "draft_model",
@@ -66,7 +66,7 @@ def test_a_method_of_ours_has_one_key_whatever_a_source_calls_it() -> None:
 
 def test_the_figures_are_those_of_their_sources() -> None:
     medusa = found("Medusa", LEADERBOARD)
-    assert (medusa.of.gpu, medusa.mean_accepted_tokens) == ("A100-80GB", 2.31)
+    assert (medusa.gpu, medusa.mean_accepted_tokens) == ("A100-80GB", 2.31)
     assert (medusa.speedups["overall"], medusa.speedups["rag"]) == (1.71, 1.49)
     kangaroo = found("Kangaroo", PAPER)
     assert kangaroo.speedups == {
@@ -75,15 +75,15 @@ def test_the_figures_are_those_of_their_sources() -> None:
         "rag": 1.52,
         "summarization": 1.49,
     }
-    assert (kangaroo.of.gpu, kangaroo.mean_accepted_tokens) == ("", None)
+    assert (kangaroo.gpu, kangaroo.mean_accepted_tokens) == ("", None)
 
 
 def test_every_figure_is_a_speedup_on_a_known_task_and_has_a_source() -> None:
     known = {stats.OVERALL, *stats.TASK_ORDER}
     assert len(published.published()) >= 30
     for item in published.published():
-        assert item.of.source
-        assert item.of.model
+        assert item.source
+        assert item.model
         assert item.speedups.keys() <= known
         assert all(0.5 < value < 5 for value in item.speedups.values())
 
@@ -125,7 +125,7 @@ def test_a_method_that_nobody_published_has_no_section(summary: stats.Summary) -
         "kangaroo": replace(summary.entries["kangaroo"], method="repeat_last"),
     }
     report = report_of(replace(summary, entries=renamed), with_details=False, with_published=True)
-    assert all(section.part is not Part.PUBLISHED for section in report.sections)
+    assert not report.published
     assert published.CAPTION not in report.captions
 
 

@@ -21,9 +21,7 @@ import pytest
 
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.record.writer import read_run
-from specbench_kangaroo.report.csv_tables import COLUMNS, csv_text
-from specbench_kangaroo.report.latex_tables import escaped, latex
-from specbench_kangaroo.report.markdown_tables import markdown
+from specbench_kangaroo.report.documents import CSV_COLUMNS, csv_text, escaped, latex, markdown
 from specbench_kangaroo.stats import summary as stats
 from tests.unit.runs import make_comparison, make_run
 
@@ -175,7 +173,7 @@ def test_the_csv_table_holds_every_number_of_the_json_document(summary: stats.Su
 
 def test_the_csv_table_is_tidy(summary: stats.Summary) -> None:
     rows = rows_of(csv_text(summary, summary))
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(CSV_COLUMNS)
     keys = [(row["entry"], row["task"], row["position"], row["metric"]) for row in rows]
     assert len(set(keys)) * 2 == len(keys), "a figure stands in the table more than once per run"
     (row,) = (

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Lossless, Status
 from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.stats import summary as stats
@@ -214,10 +213,10 @@ def test_acceptance_by_position_keeps_never_drafted_from_rejected(tmp_path):
         tmp_path / "run",
         [answer("vanilla", 1), (make_generation("kangaroo", 1, steps=steps), steps)],
     )
-    frame = stats.acceptance_by_position(run, "kangaroo")
-    assert list(frame["position"]) == [1, 2, 3, 4]
-    assert list(frame["marginal"]) == [2 / 4, 1 / 4, 1 / 4, 0]
-    assert list(frame["conditional"]) == pytest.approx([2 / 3, 1 / 2, 1, 0])
+    found = stats.summarise(run).entries["kangaroo"].positions
+    assert [item.position for item in found] == [1, 2, 3, 4]
+    assert [item.marginal.value for item in found] == [2 / 4, 1 / 4, 1 / 4, 0]
+    assert [item.conditional.value for item in found] == pytest.approx([2 / 3, 1 / 2, 1, 0])
 
 
 def test_mean_accepted_tokens_is_one_plus_the_marginals(tmp_path):
@@ -234,15 +233,14 @@ def test_mean_accepted_tokens_is_one_plus_the_marginals(tmp_path):
             (make_generation("kangaroo", question, steps=steps), steps),
         ]
     run = written(tmp_path / "run", content)
-    marginal = stats.acceptance_by_position(run, "kangaroo")["marginal"].sum()
+    positions = stats.summarise(run).entries["kangaroo"].positions
+    marginal = sum(item.marginal.value for item in positions)
     assert overall(run)["mean_accepted_tokens"].value == pytest.approx(1 + marginal)
 
 
-def test_acceptance_by_position_of_the_wrong_method(tmp_path):
+def test_an_entry_that_drafts_nothing_has_no_positions(tmp_path):
     run = read_run(make_run(tmp_path / "run"))
-    assert stats.acceptance_by_position(run, "vanilla").empty
-    with pytest.raises(UsageError, match="did you mean 'kangaroo'"):
-        stats.acceptance_by_position(run, "kangaro")
+    assert not stats.summarise(run).entries["vanilla"].positions
 
 
 # --- what is left out, and counted ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,23 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from specbench_kangaroo.record.schema import THRESHOLD, Manifest
-from specbench_kangaroo.report.figures import clustered
+from specbench_kangaroo.report.figures import clustered, style
 from specbench_kangaroo.report.figures.paired_steps import PairedSteps
 from specbench_kangaroo.report.figures.step_tables import calibration as calibration_table
-from specbench_kangaroo.report.figures.style import (
-    EDGE,
-    Look,
-    curve,
-    legend_below,
-    looks,
-    page,
-    panels_in_row,
-    reach,
-    title,
-    undress,
-)
 from specbench_kangaroo.stats.summary import Summary
 
+_THRESHOLD_LINE: Mapping[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.4}
+_ERRORS = f"error bars: {clustered.INTERVAL_NAME}"
 _TREE_NOTE = (
     "tree: accepted if any token at that depth was; the end of an accepted branch counts as a "
     "rejection"
@@ -41,30 +32,33 @@ def calibration(
     tables = {name: table for name, table in tables.items() if len(table)}
     if not tables:
         return None
-    labels = {name: _label(summary, name, parts[name]) for name in tables}
-    columns = panels_in_row(list(labels.values()))
+    branched = [name for name in tables if parts[name].has_branches]
+    labels = {name: summary.label(name) + " (tree)" * (name in branched) for name in tables}
+    columns = style.panels_in_row(list(labels.values()))
     blocks = -(-len(tables) // columns)
-    figure = page(1.2 + 3.4 * blocks)
+    figure = style.page(1.2 + 3.4 * blocks)
     grid = figure.add_gridspec(2 * blocks, columns, height_ratios=[3, 1] * blocks)
-    known = looks(summary)
+    known = style.looks(summary)
     for place, (name, table) in enumerate(tables.items()):
         row, column = 2 * (place // columns), place % columns
         upper = figure.add_subplot(grid[row, column])
         lower = figure.add_subplot(grid[row + 1, column], sharex=upper)
         _reliability(upper, table, known[name])
         _histogram(lower, table, known[name])
-        threshold = _threshold(manifest, name)
-        _mark(upper, lower, threshold)
-        upper.set_title(f"{labels[name]}\n{_facts(table, threshold)}", fontsize="medium")
+        counted = f"n = {table['tokens'].sum():,} tokens"
+        if threshold := _threshold(manifest, name):
+            counted = f"η = {threshold:g}, {counted}"
+            for axes in (upper, lower):
+                axes.axvline(threshold, label="threshold η", **_THRESHOLD_LINE)
+        upper.set_title(f"{labels[name]}\n{counted}", fontsize="medium")
         if column == 0:
             upper.set_ylabel("share accepted")
             lower.set_ylabel("tokens")
-    figure.suptitle(title(summary, []), fontsize="medium")
-    legend_below(figure, note=_note(parts, tables))
-    return figure
+    note = f"{_TREE_NOTE}\n{_ERRORS}" if branched else _ERRORS
+    return style.finish(figure, heading=style.title(summary), note=note)
 
 
-def _reliability(axes: Axes, table: pd.DataFrame, look: Look) -> None:
+def _reliability(axes: Axes, table: pd.DataFrame, look: style.Look) -> None:
     axes.plot(
         [0, 1],
         [0, 1],
@@ -73,53 +67,28 @@ def _reliability(axes: Axes, table: pd.DataFrame, look: Look) -> None:
         linewidth=1.0,
         label="calibrated",
     )
-    lengths = reach(table["accepted"], table["low"], table["high"])
-    curve(axes, table["confidence"], table["accepted"], lengths, look, "measured")
+    found = table[["accepted", "low", "high"]].to_numpy()
+    style.curve(axes, table["confidence"], found, look, "measured")
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(-0.03, 1.04)
     axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
     axes.tick_params(labelbottom=False)
-    undress(axes)
 
 
-def _histogram(axes: Axes, table: pd.DataFrame, look: Look) -> None:
+def _histogram(axes: Axes, table: pd.DataFrame, look: style.Look) -> None:
     axes.bar(
         table["left"],
         table["tokens"],
         width=table["right"] - table["left"],
         align="edge",
         color=look.colour,
-        edgecolor=EDGE,
-        linewidth=0.6,
+        **style.BAR,
     )
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.set_xlabel("draft's top-1 probability")
-    undress(axes)
-
-
-def _mark(upper: Axes, lower: Axes, threshold: float | None) -> None:
-    """The threshold below which drafting stops, if there is one."""
-    if not threshold:
-        return
-    for axes in (upper, lower):
-        axes.axvline(threshold, color="black", linestyle=":", linewidth=1.4, label="threshold η")
 
 
 def _threshold(manifest: Manifest, entry: str) -> float | None:
+    """Below which drafting stops, if there is such."""
     found = manifest.entries[entry].options.get(THRESHOLD)
     return float(found) if isinstance(found, (int, float)) else None  # others' may be anything
-
-
-def _label(summary: Summary, entry: str, part: PairedSteps) -> str:
-    return f"{summary.label(entry)} (tree)" if part.has_branches else summary.label(entry)
-
-
-def _facts(table: pd.DataFrame, threshold: float | None) -> str:
-    eta = f"η = {threshold:g}, " if threshold else ""
-    return f"{eta}n = {table['tokens'].sum():,} tokens"
-
-
-def _note(parts: Mapping[str, PairedSteps], tables: Mapping[str, pd.DataFrame]) -> str:
-    interval = f"error bars: {clustered.INTERVAL_NAME}"
-    branched = any(parts[name].has_branches for name in tables)
-    return f"{_TREE_NOTE}\n{interval}" if branched else interval

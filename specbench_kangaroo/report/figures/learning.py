@@ -14,14 +14,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from safetensors import SafetensorError, safe_open
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.report.figures.style import (
-    COLOURS,
-    MARKERS,
-    grid,
-    legend_below,
-    page,
-    undress,
-)
+from specbench_kangaroo.report.figures import style
 
 WEIGHTS_SUFFIX = ".safetensors"
 _HEIGHT = 3.6  # inches
@@ -76,16 +69,16 @@ def _learning(method: str, text: str) -> Learning | None:
 
 def learning_curve(heads: Sequence[Learning]) -> Figure:
     """Agreement against training tokens: a colour per file, a marker per drafted position."""
-    figure = page(_HEIGHT)
+    figure = style.page(_HEIGHT)
     axes = figure.add_subplot()
-    for head, colour in zip(heads, cycle(COLOURS), strict=False):
+    for head, colour in zip(heads, cycle(style.COLOURS), strict=False):
         several = len(head.agreement) > 1
         for place, curve in enumerate(head.agreement):
             axes.plot(
                 head.tokens,
                 curve,
                 color=colour,
-                marker=MARKERS[place % len(MARKERS)],
+                marker=style.MARKERS[place % len(style.MARKERS)],
                 markersize=4,
                 label=f"{head.name}, {place + 1} ahead" if several else head.name,
             )
@@ -96,7 +89,5 @@ def learning_curve(heads: Sequence[Learning]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    grid(axes)
-    undress(axes)
-    legend_below(figure)
-    return figure
+    style.grid(axes)
+    return style.finish(figure)

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import ArrayLike
 
 from specbench_kangaroo.record.schema import Status
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.report.figures.clustered import Ints
 from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.totals import PROMPT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,68 +59,34 @@ class PairedSteps:
         return pc.list_flatten(taken).to_numpy(), lengths.to_numpy().astype(np.int64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prompts:
-    """Numbers for questions and prompts, small enough to index arrays with."""
-
-    questions: pd.Index
-    turns: int
-    repeats: int
-
-    @classmethod
-    def of(cls, generations: pd.DataFrame) -> _Prompts:
-        return cls(
-            questions=pd.Index(generations["question_id"].unique()),
-            turns=int(generations["turn"].max()) + 1,
-            repeats=int(generations["repeat"].max()) + 1,
-        )
-
-    @property
-    def count(self) -> int:
-        return len(self.questions) * self.turns * self.repeats
-
-    def question(self, frame: pd.DataFrame) -> Ints:
-        return self.questions.get_indexer(pd.Index(frame["question_id"]))
-
-    def prompt(self, frame: pd.DataFrame, question: Ints) -> Ints:
-        turn, repeat = frame["turn"].to_numpy(), frame["repeat"].to_numpy()
-        number: Ints = (question * self.turns + turn) * self.repeats + repeat
-        return number
-
-
 def paired_steps(run: Run) -> dict[str, PairedSteps]:
     """By entry, the baseline first; an entry that no prompt could be paired for is absent."""
-    generations, steps = run.generations, run.steps
-    usable = generations[generations["status"] == Status.OK.value]
-    if usable.empty:
-        return {}
-    prompts = _Prompts.of(generations)
-    answer_question, step_question = prompts.question(usable), prompts.question(steps)
-    answer_prompt = prompts.prompt(usable, answer_question)
-    step_prompt = prompts.prompt(steps, step_question)
-    numbers, names = pd.factorize(steps["entry"])
-    of_baseline = (usable["entry"] == run.manifest.baseline).to_numpy()
-    by_baseline = _marked(answer_prompt[of_baseline], prompts.count)
+    answers, steps = run.generations, run.steps
+    both = pd.concat([answers[PROMPT], steps[PROMPT]])
+    prompt, step_prompt = _split(both.groupby(PROMPT).ngroup(), len(answers))
+    numbers, known = pd.factorize(both["question_id"])
+    question, step_question = _split(numbers, len(answers))
+    usable = answers["status"] == Status.OK.value
+    of_baseline = prompt[usable & (answers["entry"] == run.manifest.baseline)]
+    step_entry, names = pd.factorize(steps["entry"])
     found = {}
     for entry in run.manifest.labels:
-        ours = (usable["entry"] == entry).to_numpy() & by_baseline[answer_prompt]
+        ours = (usable & (answers["entry"] == entry)).to_numpy() & np.isin(prompt, of_baseline)
         if not ours.any():
             continue
         number = names.get_loc(entry) if entry in names else -1
-        paired = _marked(answer_prompt[ours], prompts.count)
-        rows = np.flatnonzero((numbers == number) & paired[step_prompt])
+        rows = np.flatnonzero((step_entry == number) & np.isin(step_prompt, prompt[ours]))
         found[entry] = PairedSteps(
-            generations=usable[ours],
-            answer_question=answer_question[ours],
+            generations=answers[ours],
+            answer_question=question[ours],
             steps=steps,
             rows=rows,
             question=step_question[rows],
-            questions=len(prompts.questions),
+            questions=len(known),
         )
     return found
 
 
-def _marked(numbers: Ints, count: int) -> np.ndarray:
-    marks = np.zeros(count, dtype=bool)
-    marks[numbers] = True
-    return marks
+def _split(numbers: ArrayLike, answers: int) -> list[Ints]:
+    """Numbers of answers, and of steps behind them."""
+    return np.split(np.asarray(numbers), [answers])

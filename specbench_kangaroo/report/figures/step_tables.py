@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from specbench_kangaroo.report.figures.clustered import Estimates, Ints, ratios, shares, sums
+from specbench_kangaroo.report.figures.clustered import Ints, ratios, shares, sums
 from specbench_kangaroo.report.figures.paired_steps import PairedSteps
 from specbench_kangaroo.stats.bootstrap import Floats
 from specbench_kangaroo.stats.summary import Summary
@@ -19,6 +19,8 @@ PHASES = ("draft", "verify", "accept", "other")
 TOTAL = "total"
 CONFIDENCE_BINS = 10  # of equal width
 CONTEXT_BINS = 8  # with equally many of the baseline's steps
+OF_TIME = ("ms_per_token", "ms_low", "ms_high")
+OF_YIELD = ("mean_accepted_tokens", "accepted_low", "accepted_high")
 
 
 def step_times(parts: Mapping[str, PairedSteps]) -> pd.DataFrame:
@@ -41,7 +43,7 @@ def _phases(part: PairedSteps) -> pd.DataFrame:
     total = np.bincount(part.answer_question, decode_ms, minlength=part.questions)[None]  # [1, K]
     over = np.concatenate([*by_phase, total - sum(by_phase), total])  # [5, K]
     counts = np.broadcast_to(_by_question(part), over.shape)
-    table = _estimates(ratios(over, counts), "ms_per_step", "low", "high")
+    table = ratios(over, counts).rename(columns={"value": "ms_per_step"})
     return table.assign(phase=[*PHASES, TOTAL], steps=len(part.rows))
 
 
@@ -93,7 +95,7 @@ def _binned_confidence(
     trials = sums(place, question, cells=CONFIDENCE_BINS, questions=questions)
     hits = sums(place, question, hit.astype(float), cells=CONFIDENCE_BINS, questions=questions)
     told = np.bincount(place, confidence, minlength=CONFIDENCE_BINS)
-    table = _estimates(shares(hits, trials), "accepted", "low", "high")
+    table = shares(hits, trials).rename(columns={"value": "accepted"})
     counts = trials.sum(axis=1).astype(np.int64)
     means = told / np.maximum(counts, 1)
     table = table.assign(left=edges[:-1], right=edges[1:], confidence=means, tokens=counts)
@@ -112,9 +114,7 @@ def by_context(parts: Mapping[str, PairedSteps], baseline: str) -> pd.DataFrame:
     contexts = parts[baseline].column("context_length")
     edges = np.unique(np.quantile(contexts, np.linspace(0.0, 1.0, CONTEXT_BINS + 1)))[1:-1]
     tables = [_contexts(part, edges).assign(entry=name) for name, part in parts.items()]
-    columns = ["entry", "context_length", "ms_per_token", "ms_low", "ms_high"]
-    columns += ["mean_accepted_tokens", "accepted_low", "accepted_high", "steps", "questions"]
-    return _stacked(tables, columns)
+    return _stacked(tables, ["entry", "context_length", *OF_TIME, *OF_YIELD, "steps", "questions"])
 
 
 def _contexts(part: PairedSteps, edges: Floats) -> pd.DataFrame:
@@ -128,11 +128,10 @@ def _contexts(part: PairedSteps, edges: Floats) -> pd.DataFrame:
         return sums(place, part.question, values, cells=cells, questions=part.questions)
 
     tokens = total(part.column("emitted"))
-    table = _estimates(ratios(total(spent_ms), tokens), "ms_per_token", "ms_low", "ms_high")
+    table = ratios(total(spent_ms), tokens).set_axis([*OF_TIME, "questions"], axis=1)
     bonus = 1.0 if part.column("drafted").any() else np.nan  # no drafts, no mean of them
     yielded = total(part.column("accepted") + bonus)
-    names = ["mean_accepted_tokens", "accepted_low", "accepted_high"]
-    table = table.join(_estimates(ratios(yielded, steps), *names).drop(columns="questions"))
+    table[list(OF_YIELD)] = ratios(yielded, steps)[["value", "low", "high"]]
     counts = steps.sum(axis=1).astype(np.int64)
     means = total(contexts).sum(axis=1) / np.maximum(counts, 1)
     return _filled(table.assign(context_length=means, steps=counts), counts)
@@ -142,11 +141,6 @@ def _by_question(part: PairedSteps, values: Floats | None = None) -> Floats:
     """(1, K) sums over each question's steps, or their number."""
     everywhere = np.zeros(len(part.rows), dtype=np.int64)
     return sums(everywhere, part.question, values, cells=1, questions=part.questions)
-
-
-def _estimates(found: Estimates, value: str, low: str, high: str) -> pd.DataFrame:
-    columns = {value: found.value, low: found.low, high: found.high}
-    return pd.DataFrame(columns | {"questions": found.questions})
 
 
 def _filled(table: pd.DataFrame, counts: Ints) -> pd.DataFrame:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,14 +16,14 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.stats import bootstrap
-from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.bootstrap import Estimate, Floats
 from specbench_kangaroo.stats.summary import Summary
 
 FORMATS = ("png", "svg", "pdf")
 DPI = 160
 WIDTH = 8.0  # inches
 EDGE = "0.3"  # of bars, hatches and markers
+BAR: Mapping[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6}
 
 # Okabe and Ito's colours, safe for the colour-blind; yellow, the faintest as a line, comes last.
 # Hatches, markers and dashes tell entries apart in greyscale.
@@ -70,35 +71,37 @@ def page(height: float) -> Figure:
     return figure
 
 
-def title(summary: Summary, names: Sequence[str]) -> str:
-    """What was run; one entry alone is named here, several are in the legend."""
+def title(summary: Summary, names: Sequence[str] = ()) -> str:
+    """What was run; one entry alone is named here, several are in the legend or on an axis."""
     subject = f"{summary.label(names[0])}: " if len(names) == 1 else ""
     return f"{subject}{summary.model}, {summary.questions}"
 
 
-def undress(axes: Axes) -> None:
-    """Leave only the spines that carry a scale."""
-    axes.spines[["top", "right"]].set_visible(False)
+def finish(figure: Figure, *, heading: str = "", note: str = "", entries: bool = True) -> Figure:
+    """The figure with only those spines that carry a scale, and a legend of all labels.
 
-
-def grid(axes: Axes) -> None:
-    """Faint lines to read heights by, behind the data."""
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-
-
-def legend_below(figure: Figure, *, note: str = "", entries: bool = True) -> None:
-    """A legend of all labels, each once, outside the axes, so that it can lie over no data.
+    The legend lies outside the axes, so that it is over no data, and has each label once.
 
     Args:
         figure: with everything drawn; it grows with the rows of the legend.
+        heading: above all panels.
         note: a line or two about the whole figure, above the entries.
         entries: False leaves the note alone, where there is nothing to tell apart.
     """
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    if heading:
+        figure.suptitle(heading, fontsize="medium")
     keys: dict[str, Artist] = {}
     for axes in figure.axes if entries else ():
         for key, label in zip(*axes.get_legend_handles_labels(), strict=True):
             keys.setdefault(label, key)
+    if keys or note:
+        _legend(figure, keys, note)
+    return figure
+
+
+def _legend(figure: Figure, keys: Mapping[str, Artist], note: str) -> None:
     labels = list(keys)
     columns = max(1, min(len(labels), _fitting(labels, _LEGEND_COLUMNS, beside=_LEGEND_KEY)))
     further_rows = max(0, -(-len(labels) // columns) - 1)
@@ -113,6 +116,21 @@ def legend_below(figure: Figure, *, note: str = "", entries: bool = True) -> Non
         title_fontsize="small",
     )
     legend.get_title().set_multialignment("center")
+
+
+def grid(axes: Axes) -> None:
+    """Faint lines to read heights by, behind the data."""
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+
+
+def name_rows(axes: Axes, labels: Sequence[str], places: Sequence[float] | None = None) -> None:
+    """The rows of horizontal bars or points, from the top; evenly set where no places are given."""
+    axes.set_yticks(range(len(labels)) if places is None else places, labels)
+    axes.tick_params(axis="y", length=0)
+    if places is None:
+        axes.set_ylim(-0.6, len(labels) - 0.4)
+    axes.invert_yaxis()
 
 
 def panels_in_row(labels: Sequence[str]) -> int:
@@ -153,33 +171,34 @@ def _metadata(name: str) -> dict[str, str | None]:
     return {dated[name]: None} if name in dated else {}
 
 
-def reach(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Floats:
-    """(2, N) how far intervals reach below and above their values; NaN where there is none.
+def spans(found: Sequence[Estimate]) -> Floats:
+    """(N, 3) values with their bounds; NaN where there is none."""
+    return np.array([(item.value, item.low, item.high) for item in found], dtype=np.float64)
+
+
+def reach(found: ArrayLike) -> Floats:
+    """(2, N) how far intervals reach below and above their values, of (N, 3) as from ``spans``.
 
     An interval need not hold the value, and an error bar has no negative length.
     """
-    point = np.array(value, dtype=np.float64, ndmin=1)
-    below, above = point - np.asarray(low, np.float64), np.asarray(high, np.float64) - point
-    return np.maximum(np.stack([below, above]), 0.0)
+    value, low, high = np.asarray(found, dtype=np.float64).T
+    lengths: Floats = np.maximum([value - low, high - value], 0.0)
+    return lengths
 
 
-def reach_of(found: Sequence[bootstrap.Estimate]) -> Floats:
-    """:func:`reach` of figures with their intervals."""
-    none = float("nan")
-    return reach(
-        [item.value for item in found],
-        [none if item.low is None else item.low for item in found],
-        [none if item.high is None else item.high for item in found],
-    )
+def end(*found: Estimate) -> float:
+    """Where values and intervals end."""
+    return float(np.nanmax(spans(found)))
 
 
-def error_bar(axes: Axes, x: float, y: float, lengths: Floats) -> None:
-    """A horizontal one, (2, 1) ``lengths`` as of :func:`reach`, legible over a hatch too."""
+def error_bar(axes: Axes, found: Estimate, y: float) -> None:
+    """A horizontal one, legible over a hatch too; none without an interval."""
+    lengths = reach(spans([found]))
     if np.isnan(lengths).any():
         return
     for colour, width in (("white", 3.2), ("black", 1.2)):  # a halo, against the hatches
         axes.errorbar(
-            x,
+            found.value,
             y,
             xerr=lengths,
             fmt="none",
@@ -221,12 +240,12 @@ def point(
     )
 
 
-def curve(axes: Axes, x: ArrayLike, y: ArrayLike, lengths: Floats, look: Look, label: str) -> None:
-    """An entry's points with vertical error bars, (2, N) ``lengths`` as of :func:`reach`."""
+def curve(axes: Axes, x: ArrayLike, found: Floats, look: Look, label: str) -> None:
+    """An entry's points with vertical error bars, (N, 3) as from :func:`spans`."""
     axes.errorbar(
         x,
-        y,
-        yerr=lengths,
+        found[:, 0],
+        yerr=reach(found),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,

@@ -10,27 +10,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specbench_kangaroo.report.figures import clustered
+from specbench_kangaroo.report.figures import clustered, style
 from specbench_kangaroo.report.figures.paired_steps import PairedSteps
-from specbench_kangaroo.report.figures.step_tables import PHASES, TOTAL, by_context, step_times
-from specbench_kangaroo.report.figures.style import (
-    EDGE,
-    Look,
-    curve,
-    error_bar,
-    grid,
-    legend_below,
-    looks,
-    note,
-    page,
-    point,
-    reach,
-    reach_of,
-    title,
-    undress,
+from specbench_kangaroo.report.figures.step_tables import (
+    OF_TIME,
+    OF_YIELD,
+    PHASES,
+    TOTAL,
+    by_context,
+    step_times,
 )
-from specbench_kangaroo.stats import bootstrap
-from specbench_kangaroo.stats.summary import OVERALL, Summary
+from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
+from specbench_kangaroo.stats.summary import Summary
 
 
 class _Phase(NamedTuple):
@@ -48,11 +39,7 @@ PHASE_LOOKS = {
 }
 _ROOM = 0.09  # of the longest bar, for a value within
 _ROW_INCHES = 0.46
-_STEP_NOTE = f"error bars: {clustered.INTERVAL_NAME} (left), {bootstrap.INTERVAL_NAME} (right)"
-_AGAINST_CONTEXT = (
-    ("ms_per_token", "ms_low", "ms_high"),
-    ("mean_accepted_tokens", "accepted_low", "accepted_high"),
-)
+_STEP_NOTE = f"error bars: {clustered.INTERVAL_NAME} (left), {INTERVAL_NAME} (right)"
 _CONTEXT_LABELS = ("milliseconds per token", "mean accepted tokens")
 _CONTEXT_NOTE = (
     "milliseconds of draft, verify and accept; bins of equally many baseline steps, "
@@ -68,20 +55,19 @@ def step_time(summary: Summary, parts: Mapping[str, PairedSteps]) -> Figure | No
     phases = table.pivot(index="entry", columns="phase", values="ms_per_step")
     totals = table[table["phase"] == TOTAL].set_index("entry")
     names = list(totals.index)
-    figure = page(1.7 + _ROW_INCHES * len(names))
+    figure = style.page(1.7 + _ROW_INCHES * len(names))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     _stacks(left, phases.loc[names])
-    known = looks(summary)
+    known = style.looks(summary)
     for row, name in enumerate(names):
         _whole(left, totals.loc[name], row)
         _token(right, summary, name, row, known[name])
-    left.set_yticks(range(len(names)), [summary.label(name) for name in names])
-    left.set_ylim(len(names) - 0.4, -0.6)  # the baseline at the top
     for axes, label in ((left, "milliseconds per decode step"), (right, "milliseconds per token")):
-        _dress_times(axes, label)
-    figure.suptitle(title(summary, []), fontsize="medium")
-    legend_below(figure, note=_STEP_NOTE)
-    return figure
+        axes.set_xlabel(label)
+        axes.set_xlim(0.0, 1.2 * axes.dataLim.x1)  # room for the values
+        axes.tick_params(axis="y", length=0)
+    style.name_rows(left, [summary.label(name) for name in names])
+    return style.finish(figure, heading=style.title(summary), note=_STEP_NOTE)
 
 
 def context_length(summary: Summary, parts: Mapping[str, PairedSteps]) -> Figure | None:
@@ -90,24 +76,21 @@ def context_length(summary: Summary, parts: Mapping[str, PairedSteps]) -> Figure
     if table.empty:
         return None
     drafting = bool(table["mean_accepted_tokens"].notna().any())
-    figure = page(4.4)
+    figure = style.page(4.4)
     panels = figure.subplots(1, 1 + drafting, sharex=True, squeeze=False)[0]
-    known = looks(summary)
+    known = style.looks(summary)
     for name, part in table.groupby("entry", sort=False):
         label = summary.label(str(name))
-        for axes, (value, low, high) in zip(panels, _AGAINST_CONTEXT, strict=False):
-            if part[value].notna().any():
-                lengths = reach(part[value], part[low], part[high])
-                curve(axes, part["context_length"], part[value], lengths, known[str(name)], label)
+        for axes, columns in zip(panels, (OF_TIME, OF_YIELD), strict=False):
+            found = part[list(columns)].to_numpy()
+            if not np.isnan(found[:, 0]).all():
+                style.curve(axes, part["context_length"], found, known[str(name)], label)
     for axes, label, least in zip(panels, _CONTEXT_LABELS, (0.0, 1.0), strict=False):
         axes.set_xlabel("context length in tokens")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=least)
-        grid(axes)
-        undress(axes)
-    figure.suptitle(title(summary, []), fontsize="medium")
-    legend_below(figure, note=_CONTEXT_NOTE)
-    return figure
+        style.grid(axes)
+    return style.finish(figure, heading=style.title(summary), note=_CONTEXT_NOTE)
 
 
 def _stacks(axes: Axes, phases: pd.DataFrame) -> None:
@@ -124,9 +107,8 @@ def _stacks(axes: Axes, phases: pd.DataFrame) -> None:
             height=0.66,
             color=look.colour,
             hatch=look.hatch,
-            edgecolor=EDGE,
-            linewidth=0.6,
             label=phase,
+            **style.BAR,
         )
         start = start + width
         if look.ink:
@@ -136,24 +118,17 @@ def _stacks(axes: Axes, phases: pd.DataFrame) -> None:
 
 
 def _whole(axes: Axes, total: pd.Series, row: int) -> None:
-    value = float(total["ms_per_step"])
-    error_bar(axes, value, row, reach(value, total["low"], total["high"]))
-    note(axes, f"{value:.1f}", float(np.nanmax([value, total["high"]])), row)
+    found = Estimate(*total[["ms_per_step", "low", "high"]].astype(float))
+    style.error_bar(axes, found, row)
+    style.note(axes, f"{found.value:.1f}", style.end(found), row)
 
 
-def _token(axes: Axes, summary: Summary, entry: str, row: int, look: Look) -> None:
-    found = summary.entries[entry].tasks[OVERALL].estimates.get("tpot_ms")
+def _token(axes: Axes, summary: Summary, entry: str, row: int, look: style.Look) -> None:
+    found = summary.overall(entry).get("tpot_ms")
     if found is None:
         return
     if entry == summary.baseline:
         axes.axvline(found.value, color="black", linestyle="--", linewidth=1.0)
-    error_bar(axes, found.value, row, reach_of([found]))
-    point(axes, found.value, row, face=look.colour, marker=look.marker)
-    note(axes, f"{found.value:.1f}", max(found.value, found.high or 0.0), row)
-
-
-def _dress_times(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label)
-    axes.set_xlim(0.0, 1.2 * axes.dataLim.x1)  # room for the values
-    axes.tick_params(axis="y", length=0)
-    undress(axes)
+    style.error_bar(axes, found, row)
+    style.point(axes, found.value, row, face=look.colour, marker=look.marker)
+    style.note(axes, f"{found.value:.1f}", style.end(found), row)
