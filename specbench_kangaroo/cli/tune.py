@@ -130,7 +130,7 @@ def _how_to_run(request: Request) -> str:
 
 
 def _document(found: Tuning, request: Request, measured: Estimate | None) -> str:
-    from specbench_kangaroo.tuning.tuning import to_json  # noqa: PLC0415
+    from specbench_kangaroo.tuning.tables import to_json  # noqa: PLC0415
 
     document = to_json(found) | {"command": command_line(request)}
     if measured is not None:
