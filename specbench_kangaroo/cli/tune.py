@@ -83,21 +83,32 @@ def tune(
     found = tuning.tune(logged, method)
     request = request_again(logged.manifest, found.entry, found.best._asdict())
     _draw(found, output.parent if output else run)
-    at_once = format_ is TuneFormat.TERMINAL and output is None
-    if at_once:
-        _print(found, request)
-    status, measured = 0, None
-    if verify:
-        status, measured = _verify(logged, found, request)
+    text = _tables(found, request, output) if format_ is TuneFormat.TERMINAL else ""
+    status, measured = _verify(logged, found, request) if verify else (0, None)
     if format_ is TuneFormat.JSON:
         text = _document(found, request, measured)
-    else:
-        text = ("" if at_once else _rendered(found, request)) + _outcome(found, measured)
+    elif measured is not None:
+        text += _outcome(found, measured)
     if output is None:
         typer.echo(text, nl=False)
     else:
         write_file(output, text)
     raise typer.Exit(status)
+
+
+def _tables(found: Tuning, request: Request, output: Path | None) -> str:
+    """What a file gets; without one it is printed here and now, as a run may follow."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from specbench_kangaroo.tuning.tables import terminal  # noqa: PLC0415
+
+    # Not through rich, which would break the line: it is there to be pasted.
+    command = f"run it: {command_line(request)}\n"
+    if output is not None:
+        return plain_text(terminal(found), width=_FILE_WIDTH) + command
+    Console(highlight=False).print(terminal(found))
+    typer.echo(command, nl=False)
+    return ""
 
 
 def _draw(found: Tuning, folder: Path) -> None:
@@ -109,28 +120,8 @@ def _draw(found: Tuning, folder: Path) -> None:
     say(f"figure: {path}")
 
 
-def _print(found: Tuning, request: Request) -> None:
-    from rich.console import Console  # noqa: PLC0415
-
-    from specbench_kangaroo.tuning.tables import terminal  # noqa: PLC0415
-
-    Console(highlight=False).print(terminal(found))
-    typer.echo(_how_to_run(request), nl=False)
-
-
-def _rendered(found: Tuning, request: Request) -> str:
-    from specbench_kangaroo.tuning.tables import terminal  # noqa: PLC0415
-
-    return plain_text(terminal(found), width=_FILE_WIDTH) + _how_to_run(request)
-
-
-def _how_to_run(request: Request) -> str:
-    # Not through rich, which would break the line: it is there to be pasted.
-    return f"run it: {command_line(request)}\n"
-
-
 def _document(found: Tuning, request: Request, measured: Estimate | None) -> str:
-    from specbench_kangaroo.tuning.tuning import to_json  # noqa: PLC0415
+    from specbench_kangaroo.tuning.tables import to_json  # noqa: PLC0415
 
     document = to_json(found) | {"command": command_line(request)}
     if measured is not None:
@@ -138,12 +129,10 @@ def _document(found: Tuning, request: Request, measured: Estimate | None) -> str
     return json.dumps(document, indent=2) + "\n"
 
 
-def _outcome(found: Tuning, measured: Estimate | None) -> str:
+def _outcome(found: Tuning, measured: Estimate) -> str:
     from specbench_kangaroo.report.sheets import interval_text  # noqa: PLC0415
     from specbench_kangaroo.stats.summary import OVERALL  # noqa: PLC0415
 
-    if measured is None:
-        return ""
     predicted = found.tasks[OVERALL].estimate
     return f"predicted {interval_text(predicted)}, measured {interval_text(measured)}\n"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -13,10 +11,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from specbench_kangaroo.report.figures.style import page
-from specbench_kangaroo.stats.bootstrap import Floats
 from specbench_kangaroo.stats.summary import OVERALL
-from specbench_kangaroo.tuning.surfaces import TaskTuning
-from specbench_kangaroo.tuning.tuning import Tuning
+from specbench_kangaroo.tuning.tuning import THRESHOLDS, TaskTuning, Tuning
 
 _COLOURS = "cividis"  # even steps, and the same to the colour-blind
 _BEST = "#D55E00"  # Okabe and Ito's vermilion, which stands out from all of cividis
@@ -34,16 +30,17 @@ def speedup_surface(tuning: Tuning) -> Figure:
     The best setting of each map is framed, and the colours are shares of it.
     """
     tasks = [task for task in tuning.tasks if task != OVERALL]
-    rows = -(-len(tasks) // _PER_ROW) if len(tasks) > 1 else 0  # one task is all there is
+    if len(tasks) == 1:  # which is all there is
+        tasks = []
+    rows = -(-len(tasks) // _PER_ROW)
     large = 1.0 + _LARGE * len(tuning.steps)
     figure = page(large + _SMALL * rows + 0.7)
     grid = figure.add_gridspec(1 + rows, _PER_ROW, height_ratios=[large, *[_SMALL] * rows])
-    whole = figure.add_subplot(grid[0, :])
-    image = _map(whole, tuning, OVERALL)
-    _values(whole, tuning.tasks[OVERALL])
-    whole.set_title(_title(tuning), fontsize="medium")
-    axes = [whole]
-    for place, task in enumerate(tasks if rows else []):
+    axes = [figure.add_subplot(grid[0, :])]
+    image = _map(axes[0], tuning, OVERALL)
+    _values(axes[0], tuning.tasks[OVERALL])
+    axes[0].set_title(_title(tuning), fontsize="medium")
+    for place, task in enumerate(tasks):
         axes.append(figure.add_subplot(grid[1 + place // _PER_ROW, place % _PER_ROW]))
         _map(axes[-1], tuning, task)
         axes[-1].set_title(_small_title(task, tuning.tasks[task]), fontsize="small")
@@ -54,17 +51,15 @@ def speedup_surface(tuning: Tuning) -> Figure:
 
 
 def _map(axes: Axes, tuning: Tuning, task: str) -> AxesImage:
-    part = tuning.tasks[task]
-    image = axes.imshow(_shares(part), cmap=_COLOURS, norm=_SHARES, origin="lower", aspect="auto")
-    row = tuning.steps.index(part.best.steps)
-    column = tuning.thresholds.index(part.best.threshold)
-    axes.add_patch(
-        Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2.2)
-    )
-    large = task == OVERALL
-    every = 2 if large else 5
-    axes.set_xticks(*_ticks([f"{eta:g}" for eta in tuning.thresholds], every))
-    axes.set_yticks(*_ticks([str(steps) for steps in tuning.steps], 1 if large else 3))
+    part, large = tuning.tasks[task], task == OVERALL
+    shares = part.speedup / part.speedup.max()
+    image = axes.imshow(shares, cmap=_COLOURS, norm=_SHARES, origin="lower", aspect="auto")
+    corner = THRESHOLDS.index(part.best.threshold) - 0.5, tuning.steps.index(part.best.steps) - 0.5
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=_BEST, linewidth=2.2))
+    columns = range(0, len(THRESHOLDS), 2 if large else 5)
+    axes.set_xticks(columns, [f"{THRESHOLDS[column]:g}" for column in columns])
+    rows = range(0, len(tuning.steps), 1 if large else 3)
+    axes.set_yticks(rows, [str(tuning.steps[row]) for row in rows])
     size = "medium" if large else "small"
     axes.tick_params(labelsize="small" if large else "x-small", length=2)
     axes.set_xlabel("threshold η", fontsize=size)
@@ -72,35 +67,18 @@ def _map(axes: Axes, tuning: Tuning, task: str) -> AxesImage:
     return image
 
 
-def _ticks(labels: Sequence[str], every: int) -> tuple[list[int], list[str]]:
-    places = list(range(0, len(labels), every))
-    return places, [labels[place] for place in places]
-
-
-def _shares(part: TaskTuning) -> Floats:
-    shares: Floats = part.speedup / part.speedup.max()
-    return shares
-
-
 def _values(axes: Axes, part: TaskTuning) -> None:
-    shares = _shares(part)
+    dark = _SHARES(part.speedup / part.speedup.max()) < _DARK
     for (row, column), value in np.ndenumerate(part.speedup):
-        axes.text(
-            column,
-            row,
-            f"{value:.2f}",
-            ha="center",
-            va="center",
-            fontsize=6,
-            color="white" if float(_SHARES(shares[row, column])) < _DARK else "black",
-        )
+        colour = "white" if dark[row, column] else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
 
 
 def _title(tuning: Tuning) -> str:
-    best = tuning.tasks[OVERALL]
+    run, best = tuning.manifest, tuning.tasks[OVERALL]
     return (
-        f"predicted speedup of {tuning.entry} over {tuning.baseline}: {tuning.model}, "
-        f"{tuning.questions}\nbest overall: {best.estimate.value:.2f}× at γ = {best.best.steps}, "
+        f"predicted speedup of {tuning.entry} over {run.baseline}: {run.model}, {run.questions}\n"
+        f"best overall: {best.estimate.value:.2f}× at γ = {best.best.steps}, "
         f"η = {best.best.threshold:g} (n = {best.n})"
     )
 

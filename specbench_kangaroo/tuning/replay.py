@@ -233,15 +233,12 @@ def _visited(log: DraftLog, advance: Ints) -> tuple[Ints, Ints]:
     """The roots of the walk with their answers, in the order of the text; all answers in step."""
     answer = np.flatnonzero(log.starts < log.ends)
     roots = log.starts[answer]
-    found: list[tuple[Ints, Ints]] = []
+    found = [(answer[:0], roots[:0])]
     while len(roots):
         found.append((answer, roots))
         roots = roots + advance[roots]
         going = roots < log.ends[answer]
         answer, roots = answer[going], roots[going]
-    if not found:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    answers = np.concatenate([item[0] for item in found])
-    visited = np.concatenate([item[1] for item in found])
+    answers, visited = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = visited.argsort()
     return answers[order], visited[order]

@@ -1,8 +1,10 @@
-"""A tuning as tables for the terminal, within 80 columns."""
+"""A tuning as tables for the terminal, within 80 columns, and as a document."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Group
 from rich.text import Text
@@ -11,8 +13,9 @@ from specbench_kangaroo.report.sheets import Cell, Column, Mark, Section, Sheet,
 from specbench_kangaroo.report.tables import section_parts
 from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME
 from specbench_kangaroo.stats.summary import OVERALL
-from specbench_kangaroo.tuning.surfaces import Setting
-from specbench_kangaroo.tuning.tuning import Tuning
+from specbench_kangaroo.tuning.tuning import THRESHOLDS, Setting, Tuning
+
+TUNING_VERSION = 2  # 1 named the method instead of the entry
 
 _THRESHOLDS = 9  # that 80 columns hold
 _HEADINGS = (
@@ -30,6 +33,7 @@ def terminal(tuning: Tuning) -> Group:
 
 def _best(tuning: Tuning) -> Section:
     """The best setting for each task."""
+    run = tuning.manifest
     rows = (
         (
             task,
@@ -44,8 +48,7 @@ def _best(tuning: Tuning) -> Section:
     )
     first = Column(Cell("best for"), left=True)
     return Section(
-        title=f"{tuning.entry} against {tuning.baseline}, {tuning.model}, {tuning.questions}, "
-        "predicted",
+        title=f"{tuning.entry} against {run.baseline}, {run.model}, {run.questions}, predicted",
         sheet=Sheet(
             columns=(first, *(Column(Cell(" ".join(lines), lines)) for lines in _HEADINGS)),
             rows=tuple(tuple(map(Cell, row)) for row in rows),
@@ -57,8 +60,8 @@ def _best(tuning: Tuning) -> Section:
 def _surface(tuning: Tuning) -> Section:
     """The speedup at every draft length and a few thresholds, evenly spread, the best's among."""
     best = tuning.best
-    stride = -(-len(tuning.thresholds) // _THRESHOLDS)
-    shown = tuning.thresholds[tuning.thresholds.index(best.threshold) % stride :: stride]
+    stride = -(-len(THRESHOLDS) // _THRESHOLDS)
+    shown = THRESHOLDS[THRESHOLDS.index(best.threshold) % stride :: stride]
     rows = (
         (
             Cell(str(steps)),
@@ -102,3 +105,34 @@ def _captions(tuning: Tuning) -> Iterator[str]:
     )
     yield "mean accepted: with bonus token; the best was chosen on the same questions"
     yield f"in brackets: {INTERVAL_NAME}"
+
+
+def to_json(tuning: Tuning) -> dict[str, Any]:
+    """The document of ``specbench tune --format json``; a surface has a row per draft length."""
+    run = tuning.manifest
+    return {
+        "schema_version": TUNING_VERSION,
+        "run": run.name,
+        "entry": tuning.entry,
+        **{name: getattr(run, name) for name in ("baseline", "model", "questions")},
+        "logged": tuning.logged._asdict(),
+        "answers": tuning.answers,
+        "unknown_share": tuning.unknown_share,
+        "at_logged": {
+            "predicted": tuning.predicted_at_logged,
+            "measured": tuning.measured_at_logged,
+        },
+        "steps": list(tuning.steps),
+        "thresholds": list(THRESHOLDS),
+        "tasks": {
+            task: {
+                "n": part.n,
+                "best": part.best._asdict() | {"speedup": asdict(part.estimate)},
+                "mean_accepted_tokens": part.mean_accepted_tokens,
+                "guessed_share": part.guessed_share,
+                "speedup_at_best_overall": tuning.at(task, tuning.best),
+                "speedup": part.speedup.tolist(),
+            }
+            for task, part in tuning.tasks.items()
+        },
+    }

@@ -1,39 +1,65 @@
-"""What every draft length and threshold would have given, from one logged run."""
+"""What every draft length and threshold would have given, from one logged run.
+
+The speedup is the report's own, with the method's times replaced by predicted ones: the steps that
+:mod:`replay` finds, at the price of :mod:`step_costs`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import THRESHOLD
+from specbench_kangaroo.record.schema import THRESHOLD, Manifest
 from specbench_kangaroo.record.writer import Run
-from specbench_kangaroo.stats.summary import OVERALL
+from specbench_kangaroo.stats.bootstrap import Estimate, Floats, estimates
+from specbench_kangaroo.stats.metrics import METRICS
+from specbench_kangaroo.stats.summary import OVERALL, by_task
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation
-from specbench_kangaroo.tuning.replay import draft_log
-from specbench_kangaroo.tuning.step_costs import step_costs
-from specbench_kangaroo.tuning.surfaces import (
-    THRESHOLDS,
-    Setting,
-    TaskTuning,
-    measured_speedup,
-    predicted_speedup,
-    tune_tasks,
-)
+from specbench_kangaroo.tuning.replay import DraftLog, draft_log, walks
+from specbench_kangaroo.tuning.step_costs import StepCosts, step_costs
 
 STEPS = "steps"
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(21))
 _WIDTH = "tree_width"  # of methods that can draft with branches too
 
 # Long enough that few drafts are accepted whole; only the token after such a one is not drafted.
 _GENEROUS = 12
-TUNING_VERSION = 2  # 1 named the method instead of the entry
-_PLAIN = (
-    *("run", "entry", "baseline", "model", "questions", "answers", "unknown_share"),
-    *("steps", "thresholds"),
-)  # what a document has as it is
+_SPEEDUP = METRICS["speedup"].ratio
+_MEASURED = tuple({*_SPEEDUP.over, *_SPEEDUP.under} - {"total_ms"})
+
+
+class Setting(NamedTuple):
+    """A draft length γ and a threshold η."""
+
+    steps: int
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskTuning:
+    """One task, or all.
+
+    Attributes:
+        n: questions.
+        speedup: (Γ, E) predicted, a row per draft length.
+        best: where it is largest.
+        estimate: the speedup there; its interval is over questions at that setting, and knows
+            nothing of its having been chosen as the best.
+        mean_accepted_tokens: there, the bonus token included.
+        guessed_share: steps there that rest on what the log does not know.
+    """
+
+    n: int
+    speedup: Floats
+    best: Setting
+    estimate: Estimate
+    mean_accepted_tokens: float
+    guessed_share: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,26 +67,23 @@ class Tuning:
     """An entry's settings, and what each would have given.
 
     Attributes:
-        logged: the setting of the run.
+        manifest: of the run.
+        entry: the label of the entry.
+        logged: its setting in the run.
+        steps: the draft lengths; the thresholds are :data:`THRESHOLDS`.
+        tasks: all of them together first.
         answers: that were replayed.
         unknown_share: positions of these that no draft of the run says anything of.
-        predicted_at_logged: the speedup that a replay of the run's own setting gives.  The costs of
-            its steps are scaled to the run's times, so this checks the replay and not the costs.
         measured_at_logged: the speedup that the run measured.
     """
 
-    run: str
+    manifest: Manifest
     entry: str
-    baseline: str
-    model: str
-    questions: str
     logged: Setting
-    steps: tuple[int, ...]
-    thresholds: tuple[float, ...]
+    steps: Sequence[int]
     tasks: Mapping[str, TaskTuning]
     answers: int
     unknown_share: float
-    predicted_at_logged: float
     measured_at_logged: float
 
     @property
@@ -68,10 +91,20 @@ class Tuning:
         """The best setting over all tasks."""
         return self.tasks[OVERALL].best
 
+    @property
+    def predicted_at_logged(self) -> float:
+        """The speedup that a replay of the run's own setting gives.
+
+        The costs of its steps are scaled to the run's times, so this checks the replay and not the
+        costs.
+        """
+        steps = min(self.logged.steps, self.steps[-1])
+        return self.at(OVERALL, Setting(steps, self.logged.threshold))
+
     def at(self, task: str, setting: Setting) -> float:
         """The speedup predicted for a task at a setting of the grid."""
-        row = self.steps.index(setting.steps)
-        return float(self.tasks[task].speedup[row, self.thresholds.index(setting.threshold)])
+        row, column = self.steps.index(setting.steps), THRESHOLDS.index(setting.threshold)
+        return float(self.tasks[task].speedup[row, column])
 
 
 def tune(run: Run, entry: str | None = None) -> Tuning:
@@ -86,58 +119,86 @@ def tune(run: Run, entry: str | None = None) -> Tuning:
     """
     label, manifest = tunable_entry(run, entry), run.manifest
     answers = paired(per_generation(run), entry=label, baseline=manifest.baseline)
-    steps = _steps_of(run, label, answers)
+    steps, baseline_steps = (
+        run.steps[run.steps["entry"] == name].merge(answers[PROMPT], on=PROMPT)
+        for name in (label, manifest.baseline)
+    )
     if reason := _why_no_replay(run, label, steps):
         raise UsageError(reason)
     log = draft_log(answers, steps, max_new_tokens=int(manifest.settings["max_new_tokens"]))
-    costs = step_costs(answers, steps, _steps_of(run, manifest.baseline, answers))
-    grid = tuple(range(1, log.deepest + 1))
+    grid = range(1, log.deepest + 1)
+    replays = _replay(log, step_costs(answers, steps, baseline_steps), grid)
     options = manifest.entries[label].options
-    logged = Setting(int(options[STEPS]), float(options[THRESHOLD]))
     return Tuning(
-        run=manifest.name,
+        manifest=manifest,
         entry=label,
-        baseline=manifest.baseline,
-        model=manifest.model,
-        questions=manifest.questions,
-        logged=logged,
+        logged=Setting(int(options[STEPS]), float(options[THRESHOLD])),
         steps=grid,
-        thresholds=THRESHOLDS,
-        tasks=tune_tasks(answers, log, costs, grid),
+        tasks={task: _task(part, replays, grid) for task, part in by_task(answers).items()},
         answers=len(answers),
         unknown_share=log.unknown_share,
-        predicted_at_logged=predicted_speedup(answers, log, costs, logged),
-        measured_at_logged=measured_speedup(answers),
+        measured_at_logged=float(_speedups(answers, np.asarray(answers["total_ms"].mean()))),
     )
 
 
-def to_json(tuning: Tuning) -> dict[str, Any]:
-    """The document of ``specbench tune --format json``; a surface has a row per draft length."""
-    return {
-        "schema_version": TUNING_VERSION,
-        **{name: getattr(tuning, name) for name in _PLAIN},
-        "logged": tuning.logged._asdict(),
-        "at_logged": {
-            "predicted": tuning.predicted_at_logged,
-            "measured": tuning.measured_at_logged,
-        },
-        "tasks": {
-            task: {
-                "n": part.n,
-                "best": part.best._asdict() | {"speedup": asdict(part.estimate)},
-                "mean_accepted_tokens": part.mean_accepted_tokens,
-                "guessed_share": part.guessed_share,
-                "speedup_at_best_overall": tuning.at(task, tuning.best),
-                "speedup": part.speedup.tolist(),
-            }
-            for task, part in tuning.tasks.items()
-        },
-    }
+@dataclass(frozen=True, slots=True, eq=False)
+class _Replays:
+    """Every setting on every answer, (Γ, E, A) each."""
+
+    total_ms: Floats
+    steps: Floats
+    accepted: Floats
+    guessed: Floats
 
 
-def _steps_of(run: Run, entry: str, answers: pd.DataFrame) -> pd.DataFrame:
-    """The entry's steps on the prompts of ``answers``."""
-    return run.steps[run.steps["entry"] == entry].merge(answers[PROMPT], on=PROMPT)
+def _replay(log: DraftLog, costs: StepCosts, grid: Sequence[int]) -> _Replays:
+    answers = len(log.starts)
+    found = np.zeros((4, len(grid), len(THRESHOLDS), answers))
+    for column, threshold in enumerate(THRESHOLDS):
+        for row, walk in enumerate(walks(log, grid, threshold)):
+            by_depth = walk.steps_by_depth(answers, log.deepest)
+            found[:, row, column] = (
+                costs.total_ms(by_depth),
+                by_depth.sum(axis=1),
+                np.bincount(walk.answer, walk.accepted, minlength=answers),
+                np.bincount(walk.answer, walk.guessed, minlength=answers),
+            )
+    return _Replays(*found)
+
+
+def _task(own: pd.DataFrame, replays: _Replays, grid: Sequence[int]) -> TaskTuning:
+    """The index of the task's ``own`` answers is their place among all."""
+    part = own.index.to_numpy()
+    total_ms = replays.total_ms[:, :, part]
+    surface = _speedups(own, total_ms.mean(axis=2))
+    # The first of equals: the shortest draft, and the lowest threshold.
+    row, column = (int(place) for place in np.unravel_index(surface.argmax(), surface.shape))
+    steps, accepted, guessed = (
+        float(counts[row, column, part].sum())
+        for counts in (replays.steps, replays.accepted, replays.guessed)
+    )
+    return TaskTuning(
+        n=int(own["question_id"].nunique()),
+        speedup=surface,
+        best=Setting(grid[row], THRESHOLDS[column]),
+        estimate=_estimate(own, total_ms[row, column]),
+        mean_accepted_tokens=1.0 + accepted / max(steps, 1.0),
+        guessed_share=guessed / max(steps, 1.0),
+    )
+
+
+def _estimate(answers: pd.DataFrame, total_ms: Floats) -> Estimate:
+    """The speedup with its interval; questions are the clusters, as in every report."""
+    predicted = answers[["question_id", *_MEASURED]].assign(total_ms=total_ms)
+    sums = predicted.groupby("question_id").sum()
+    columns = {str(name): sums[name].to_numpy(dtype=np.float64) for name in sums.columns}
+    return estimates({"speedup": _SPEEDUP}, columns)["speedup"]
+
+
+def _speedups(answers: pd.DataFrame, mean_ms: Floats) -> Floats:
+    """The speedup for every mean time of an answer, in whatever shape these come."""
+    means = {name: np.full(mean_ms.shape, answers[name].mean()) for name in _MEASURED}
+    return _SPEEDUP.of(means | {"total_ms": mean_ms})
 
 
 def tunable_entry(run: Run, label: str | None = None) -> str:

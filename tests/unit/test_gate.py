@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo.gate.comparability import FIELDS, check
 from specbench_kangaroo.gate.gates import Tolerances, speed_gates
 from specbench_kangaroo.gate.pairs import match
-from specbench_kangaroo.gate.regression import Comparison, compare
+from specbench_kangaroo.gate.regression import FIELDS, Comparison, check, compare
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import EntryRecord, Lossless, Status
 from tests.unit.gate_runs import WORSE, at, gated, noisy, slowed

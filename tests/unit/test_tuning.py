@@ -25,8 +25,8 @@ from specbench_kangaroo.tuning import figure as tune_figure
 from specbench_kangaroo.tuning import tables as tune_tables
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 from specbench_kangaroo.tuning.step_costs import step_costs
-from specbench_kangaroo.tuning.surfaces import Setting
-from specbench_kangaroo.tuning.tuning import Tuning, to_json, tune
+from specbench_kangaroo.tuning.tables import to_json
+from specbench_kangaroo.tuning.tuning import THRESHOLDS, Setting, Tuning, tune
 from tests.unit.drafting import ALLOWED, DEEPEST, Answer, Costs, make_answer, make_drafting_run
 from tests.unit.runs import make_manifest, make_run
 
@@ -123,7 +123,7 @@ def test_every_task_has_its_own_best_setting_with_an_interval(logged: Path) -> N
     assert good.best.steps > bad.best.steps, "drafts that hit more often should be longer"
     for part in found.tasks.values():
         row = found.steps.index(part.best.steps)
-        column = found.thresholds.index(part.best.threshold)
+        column = THRESHOLDS.index(part.best.threshold)
         assert part.speedup[row, column] == part.speedup.max() == pytest.approx(part.estimate.value)
         assert part.estimate.low is not None
         assert part.estimate.high is not None
@@ -243,7 +243,7 @@ def test_the_figure_frames_the_best_of_every_map_and_cuts_nothing(logged: Path) 
     for axes, part in zip(maps, found.tasks.values(), strict=True):
         (frame,) = axes.patches
         x, y = frame.get_xy()
-        assert found.thresholds[round(x + 0.5)] == part.best.threshold
+        assert THRESHOLDS[round(x + 0.5)] == part.best.threshold
         assert found.steps[round(y + 0.5)] == part.best.steps
     assert len(maps[0].texts) == found.tasks["overall"].speedup.size
     page = figure.bbox
