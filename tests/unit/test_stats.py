@@ -15,6 +15,7 @@ from specbench_kangaroo.record.schema import Lossless, Status
 from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.stats import summary as stats
 from specbench_kangaroo.stats.bootstrap import Estimate, Ratio, estimates, expanded_level
+from tests.pace import slowness
 from tests.unit.runs import (
     SIDES,
     make_comparison,
@@ -418,9 +419,11 @@ def test_a_large_run_is_summarised_in_seconds(tmp_path):
     run = read_run(make_run(tmp_path / "run", tasks=("qa", "rag"), questions_per_task=25))
     # 200 000 steps: the run's 50 questions, each answer's steps repeated.
     steps = pd.concat([run.steps] * 250, ignore_index=True)
-    began = time.perf_counter()
+    began = time.process_time()
     summary = stats.summarise(replace(run, steps=steps))
-    assert time.perf_counter() - began < 10, "a report must not keep its reader waiting"
+    assert time.process_time() - began < 10 * slowness(), (
+        "a report must not keep its reader waiting"
+    )
     assert len(steps) == 200_000
     mean = summary.entries["kangaroo"].tasks["overall"].estimates["mean_accepted_tokens"]
     assert mean.value == pytest.approx(3.0)
