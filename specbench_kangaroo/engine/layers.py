@@ -184,7 +184,8 @@ def rms_norm(hidden: Tensor, module: Any) -> Tensor:
 
 
 def _fuse(*projections: Any) -> Linear:
-    weights = torch.cat([projection.weight.detach() for projection in projections])
+    weights = [projection.weight.detach() for projection in projections]
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # not a copy of a single one
     if projections[0].bias is None:
-        return Linear(weights)
-    return Linear(weights, torch.cat([projection.bias.detach() for projection in projections]))
+        return Linear(weight)
+    return Linear(weight, torch.cat([projection.bias.detach() for projection in projections]))

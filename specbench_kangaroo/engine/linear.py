@@ -46,30 +46,33 @@ class Linear:
         self._bias = bias
         self._packed = can_prepack(weight.device.type, weight.dtype)
         self._weight = _pack(weight) if self._packed else weight
-        # A second copy, where the model does not hold these weights as they are anyway.
-        self._plain = weight if self._packed and one_row_is_plain(weight.dtype) else None
+        # Kept beside the packed one: a second copy, unless the model holds this very tensor.
+        keeps = not self._packed or one_row_is_plain(weight.dtype)
+        self._plain = weight if keeps else None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(T, K) -> (T, N)."""
-        if not self._packed:
-            return functional.linear(rows, self._weight, self._bias)
-        if self._plain is not None and len(rows) == 1:
-            return functional.linear(rows, self._plain, self._bias)
+        plain = self._plain_for(rows)
+        if plain is not None:
+            return functional.linear(rows, plain, self._bias)
         return _by_blocks(
             lambda block: _linear(block, self._weight, self._bias, "none", [], ""), rows
         )
 
     def add_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """``residual + self(rows)``, both (T, N), in one kernel where there is one."""
-        if not self._packed:
-            return residual + functional.linear(rows, self._weight, self._bias)
-        if self._plain is not None and len(rows) == 1:
-            return residual + functional.linear(rows, self._plain, self._bias)
+        plain = self._plain_for(rows)
+        if plain is not None:
+            return residual + functional.linear(rows, plain, self._bias)
         return _by_blocks(
             lambda block, rest: _linear_binary(block, rest, self._weight, self._bias, "add"),
             rows,
             residual,
         )
+
+    def _plain_for(self, rows: Tensor) -> Tensor | None:
+        """The weight (N, K) for a plain product of these rows; None: the packed one is quicker."""
+        return self._plain if not self._packed or len(rows) == 1 else None
 
 
 @cache
@@ -104,8 +107,8 @@ def one_row_is_plain(dtype: torch.dtype) -> bool:
 
     Timed once a process, in about 0.1 s: it differs between processors by a third either way.
     """
-    weights = [torch.full((_TIMED_SIZE, _TIMED_SIZE), 0.5, dtype=dtype)] * _TIMED_WEIGHTS
-    plain = [weight.clone() for weight in weights]
+    size = (_TIMED_SIZE, _TIMED_SIZE)
+    plain = [torch.full(size, 0.5, dtype=dtype) for _ in range(_TIMED_WEIGHTS)]
     packed = [_pack(weight) for weight in plain]
     row = torch.ones(1, _TIMED_SIZE, dtype=dtype)
     plain_s, packed_s = [], []
