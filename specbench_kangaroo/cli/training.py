@@ -42,7 +42,9 @@ NewTokens = Annotated[int, Option(min=1, help="Per answer.", metavar="N")]
 PromptTokens = Annotated[int, Option(min=1, help="Longer: left out.", metavar="N")]
 BatchSize = Annotated[int, Option(min=1, help="Prompts answered at once.", metavar="N")]
 Limit = Annotated[int | None, Option(min=1, help="The first N prompts.", metavar="N")]
-Temperature = Annotated[float, Option(min=0, help="0 is greedy.", metavar="X")]
+Turns = Annotated[int, Option(min=1, help="Of a conversation at most.", metavar="N")]
+Share = Annotated[float, Option(min=0, max=1, help="Answers that are sampled.", metavar="X")]
+Temperature = Annotated[float, Option(min=0.01, help="Of sampled answers.", metavar="X")]
 Seed = Annotated[int, Option(help="Where chance starts from.", metavar="N")]
 Text = Annotated[list[Path], Option(help="Made by specbench distil; repeatable.", metavar="FILE")]
 Features = Annotated[Path, Option(help="Folder for the target's hidden states.", metavar="DIR")]
@@ -68,10 +70,13 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     revision: Revision = None,
     template: Template = DEFAULT_TEMPLATE,
     max_new_tokens: NewTokens = 256,
-    max_prompt_tokens: PromptTokens = 260,
-    batch: BatchSize = 64,
+    max_prompt_tokens: PromptTokens = 768,
+    turns: Turns = 2,
+    batch: BatchSize = 96,
     limit: Limit = None,
-    temperature: Temperature = 0.0,
+    sampled_share: Share = 0.5,
+    min_temperature: Temperature = 0.7,
+    max_temperature: Temperature = 1.0,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -89,8 +94,8 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     with _Bar("prompts") as bar:
         done = distilling.distil(loaded, prompts, output, settings, on_progress=bar.advance_to)
     stderr_console().print(
-        f"{done.answered} prompts answered, {done.found} were in {output}, {done.too_long} left "
-        f"out: over {max_prompt_tokens} tokens"
+        f"{done.answered} prompts answered ({done.tokens:,} tokens), {done.found} were in "
+        f"{output}, {done.too_long} left out: over {max_prompt_tokens} tokens"
     )
 
 

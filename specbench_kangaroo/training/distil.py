@@ -1,32 +1,33 @@
-"""Training text from the target itself: its answers to many prompts, batch by batch, resumable.
+"""Training text from the target itself: its answers to many prompts, side by side, resumable.
 
-A line of the output is ``{"task", "source", "prompt", "response_ids"}``, with "template" too where
-prompts were not written with the tokenizer's own; the ids end with EOS where the target ended its
-answer.
+A line of the output is ``{"task", "source", "prompt", "response_ids", "temperature"}``, with
+"history" before a later turn (the texts of turns and answers by turns) and "template" where prompts
+were not written with the tokenizer's own; the ids end with EOS where the target ended its answer.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig
+import numpy as np
 
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.jsonl import as_line, drop_torn_line, read_lines
 from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
+from specbench_kangaroo.training.answering import Answering, Question
 from specbench_kangaroo.training.features import Document
 
-_TEMPLATE = "template"  # a record without it was asked with the tokenizer's own
-_BATCHES_SORTED_TOGETHER = 16  # batches of like length, yet a file cut short is a fair sample
+_TEMPLATE, _HISTORY = "template", "history"  # a record has them where they are not the usual ones
+_WAITING_PER_PLACE = 8  # prompts to choose from by length, yet a file cut short is a fair sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,31 +35,47 @@ class DistilSettings:
     """What is asked of the target, and how much of it at once."""
 
     max_new_tokens: int = 256
-    max_prompt_tokens: int = 260
-    batch: int = 64
-    limit: int | None = None  # the first prompts of the file that are short enough
-    temperature: float = 0.0
+    max_prompt_tokens: int = 768
+    turns: int = 2  # of a conversation at most
+    batch: int = 96
+    limit: int | None = None  # the first conversations of the file that begin short enough
+    sampled_share: float = 0.5  # the others are answered greedily
+    min_temperature: float = 0.7  # of sampled answers, evenly up to max_temperature
+    max_temperature: float = 1.0
     seed: int = 0
     template: str = DEFAULT_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """What came of a run over the prompts, in numbers of prompts."""
+    """What came of a run over the prompts."""
 
-    answered: int  # now
-    found: int  # already answered in the output
-    too_long: int
+    answered: int  # now, later turns counted
+    found: int  # conversations whose first answer was there
+    too_long: int  # conversations whose first prompt is
+    tokens: int  # of the answers made now
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to be answered; ``ids`` is what the target reads, chat template included."""
+    """A turn to be answered; ``ids`` is what the target reads, chat template included.
+
+    Attributes:
+        history: the turns and answers before it, by turns.
+        later: the user's turns after it.
+    """
 
     text: str
     task: str
     source: str
     ids: tuple[int, ...]
+    history: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The user's turns up to it: what tells one prompt from another."""
+        return (*self.history[::2], self.text)
 
 
 def distil(
@@ -69,14 +86,19 @@ def distil(
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Distilled:
-    """Append the target's answers to ``output``, a batch at a time; finished ones are not redone.
+    """Append the target's answers to ``output`` as they end; finished ones are not redone.
+
+    Whether an answer is sampled, how hot and with which draws depends on the seed and the prompt
+    alone, so that a resumed run gives what one that was never stopped gives, but for rounding: a
+    product of another number of rows may end in another last bit.
 
     Args:
         loaded: the target.  Its own generation config is put aside: a repetition penalty or a
             top-k from the hub would not be the text that decoding here meets.
         prompts: JSON lines, gzipped or not, of records with ``turns`` or ``prompt``.
         output: JSON lines; a last line that a kill has torn is dropped.
-        on_progress: called with (prompts answered, prompts in all), before and after each batch.
+        on_progress: called with (conversations whose first turn is answered, conversations in
+            all), before the first answer and after each.
 
     Raises:
         UsageError: unreadable prompts, a gzipped output, or a context too short for the settings.
@@ -86,40 +108,20 @@ def distil(
     short = [prompt for prompt in known if len(prompt.ids) <= settings.max_prompt_tokens]
     wanted = short[: settings.limit]
     finished = _finished(output)
-    todo = [prompt for prompt in wanted if prompt.text not in finished]
-    done = found = len(wanted) - len(todo)
-    torch.manual_seed(settings.seed + found)  # a resumed run must not draw its first batch again
+    found = done = sum(prompt.asked in finished for prompt in wanted)
+    later = _LaterTurns(loaded.tokenizer, settings)
+    waiting = _Waiting(later.unanswered(wanted, finished), _WAITING_PER_PLACE * settings.batch)
+    answered = tokens = 0
     on_progress(done, len(wanted))
     with output.open("ab") as file:
-        for batch in _batches(todo, settings.batch):
-            for prompt, response in zip(batch, answer(loaded, batch, settings), strict=True):
-                file.write(_line(prompt, response, settings.template))
+        for prompt, question, response in _answers(loaded, waiting, settings):
+            file.write(_line(prompt, response, question.temperature, settings.template))
             file.flush()
-            done += len(batch)
+            waiting.add(later.after(prompt, response))
+            answered, tokens = answered + 1, tokens + len(response)
+            done += not prompt.history
             on_progress(done, len(wanted))
-    return Distilled(answered=done - found, found=found, too_long=len(known) - len(short))
-
-
-@torch.inference_mode()
-def answer(
-    loaded: LoadedModel, prompts: Sequence[Prompt], settings: DistilSettings
-) -> list[tuple[int, ...]]:
-    """Answers to a batch of prompts, token ids up to and including EOS."""
-    eos = sorted(loaded.eos_token_ids)
-    pad = eos[0] if eos else 0  # never seen: the mask hides it
-    ids = pad_sequence(  # [B, S]
-        [torch.tensor(prompt.ids) for prompt in prompts],
-        batch_first=True,
-        padding_value=pad,
-        padding_side="left",
-    )
-    longest = ids.shape[1]
-    lengths = torch.tensor([[len(prompt.ids)] for prompt in prompts])  # [B, 1]
-    mask = (torch.arange(longest) >= longest - lengths).long()  # [B, S]
-    model: Any = loaded.model
-    model.generation_config = _generation_config(settings, eos, pad)
-    output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-    return [_until_eos(row, loaded.eos_token_ids) for row in output[:, longest:].tolist()]
+    return Distilled(answered, found, len(known) - len(short), tokens)
 
 
 def read_prompts(path: Path, tokenizer: Any, *, template: str = DEFAULT_TEMPLATE) -> list[Prompt]:
@@ -131,13 +133,13 @@ def read_prompts(path: Path, tokenizer: Any, *, template: str = DEFAULT_TEMPLATE
     prompts: dict[str, Prompt] = {}
     for place, record in _records(path):
         turns = record.get("turns") or [record.get("prompt")]
-        text = turns[0] if isinstance(turns, list) else None
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(turns, list) or not all(isinstance(t, str) and t.strip() for t in turns):
             raise UsageError(f"{place}: needs 'turns', a list of texts, or 'prompt', a text")
+        text, *later = turns
         if text not in prompts:
             ids = tuple(chat_prompt(tokenizer, [text], template=template))
             task, source = str(record.get("task", "")), str(record.get("source", ""))
-            prompts[text] = Prompt(text, task, source, ids)
+            prompts[text] = Prompt(text, task, source, ids, later=tuple(later))
     if not prompts:
         raise UsageError(f"{path}: holds no prompts")
     return list(prompts.values())
@@ -154,13 +156,14 @@ def read_documents(path: Path, tokenizer: Any) -> list[Document]:
     documents = []
     for place, record in _records(path):
         text, response = record.get("prompt"), record.get("response_ids")
+        history = record.get(_HISTORY, [])
         if not isinstance(text, str) or not isinstance(response, list):
             raise UsageError(
                 f"{place}: no 'prompt' with 'response_ids'; make the file with specbench distil"
             )
         if len(response) > 1:
             template = str(record.get(_TEMPLATE, DEFAULT_TEMPLATE))
-            prompt = chat_prompt(tokenizer, [text], template=template)
+            prompt = chat_prompt(tokenizer, [*history, text], template=template)
             task = str(record.get("task", ""))
             documents.append(Document((*prompt, *response), len(prompt), task))
     return documents
@@ -199,40 +202,117 @@ def _check(loaded: LoadedModel, output: Path, settings: DistilSettings) -> None:
         )
 
 
-def _finished(output: Path) -> set[str]:
+def _finished(output: Path) -> dict[tuple[str, ...], list[int]]:
+    """What was answered, by the user's turns so far."""
     if not output.exists():
-        return set()
+        return {}
     drop_torn_line(output)
-    return {str(record.get("prompt")) for record in read_lines(output)}
+    return {
+        (*record.get(_HISTORY, [])[::2], str(record.get("prompt"))): record.get("response_ids", [])
+        for record in read_lines(output)
+    }
 
 
-def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
-    """In the file's order at large, of like length in a batch: padding is wasted work."""
-    for start in range(0, len(prompts), size * _BATCHES_SORTED_TOGETHER):
-        chunk = list(prompts[start : start + size * _BATCHES_SORTED_TOGETHER])
-        chunk.sort(key=lambda prompt: len(prompt.ids))
-        for first in range(0, len(chunk), size):
-            yield chunk[first : first + size]
+class _LaterTurns:
+    """Conversations go on: the target's own answer is what a later turn follows."""
+
+    def __init__(self, tokenizer: Any, settings: DistilSettings) -> None:
+        self._tokenizer = tokenizer
+        self._settings = settings
+
+    def after(self, prompt: Prompt, response: Sequence[int]) -> Prompt | None:
+        """The next turn; None: there is none, or it has become too long."""
+        if not prompt.later or len(prompt.asked) >= self._settings.turns:
+            return None
+        answer = self._tokenizer.decode(response, skip_special_tokens=True)
+        history = (*prompt.history, prompt.text, answer)
+        text, *later = prompt.later
+        template = self._settings.template
+        ids = tuple(chat_prompt(self._tokenizer, [*history, text], template=template))
+        if len(ids) > self._settings.max_prompt_tokens:
+            return None
+        return Prompt(text, prompt.task, prompt.source, ids, history, tuple(later))
+
+    def unanswered(
+        self, prompts: Sequence[Prompt], finished: Mapping[tuple[str, ...], Sequence[int]]
+    ) -> Iterator[Prompt]:
+        """Of each conversation the first turn that has no answer yet."""
+        for first in prompts:
+            prompt: Prompt | None = first
+            while prompt is not None and prompt.asked in finished:
+                prompt = self.after(prompt, finished[prompt.asked])
+            if prompt is not None:
+                yield prompt
 
 
-def _generation_config(settings: DistilSettings, eos: Sequence[int], pad: int) -> GenerationConfig:
-    chosen: dict[str, Any] = {"do_sample": settings.temperature > 0}
-    if settings.temperature > 0:  # transformers' defaults for sampling include top_k = 50
-        chosen |= {"temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
-    return GenerationConfig(
-        **chosen,
+class _Waiting:
+    """Prompts that wait; the next one is of like length: texts side by side waste no attention.
+
+    The lengths go up and down: after the longest prompt at hand comes the one below it.
+    """
+
+    def __init__(self, prompts: Iterator[Prompt], at_hand: int) -> None:
+        self._prompts = prompts
+        self._at_hand = at_hand
+        self._sorted: list[tuple[int, int, Prompt]] = []
+        self._added = 0
+        self._length, self._upwards = 0, True
+
+    def add(self, prompt: Prompt | None) -> None:
+        if prompt is not None:
+            insort(self._sorted, (len(prompt.ids), self._added, prompt))
+            self._added += 1
+
+    def take(self) -> Prompt | None:
+        while len(self._sorted) < self._at_hand and (prompt := next(self._prompts, None)):
+            self.add(prompt)
+        if not self._sorted:
+            return None
+        index = bisect_left(self._sorted, (self._length,)) - (not self._upwards)
+        if not 0 <= index < len(self._sorted):
+            self._upwards = not self._upwards
+            index = min(max(index, 0), len(self._sorted) - 1)
+        self._length, _, prompt = self._sorted.pop(index)
+        return prompt
+
+
+def _answers(
+    loaded: LoadedModel, waiting: _Waiting, settings: DistilSettings
+) -> Iterator[tuple[Prompt, Question, tuple[int, ...]]]:
+    asked: dict[Question, Prompt] = {}
+
+    def take() -> Question | None:
+        prompt = waiting.take()
+        if prompt is None:
+            return None
+        question = _question(prompt, settings)
+        asked[question] = prompt
+        return question
+
+    answering = Answering(
+        loaded,
+        take,
+        places=settings.batch,
+        max_prompt_tokens=settings.max_prompt_tokens,
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=list(eos) or None,
-        pad_token_id=pad,
     )
+    for question, response in answering:
+        yield asked.pop(question), question, response
 
 
-def _until_eos(ids: Sequence[int], eos: frozenset[int]) -> tuple[int, ...]:
-    end = next((index for index, token in enumerate(ids, start=1) if token in eos), len(ids))
-    return tuple(ids[:end])
+def _question(prompt: Prompt, settings: DistilSettings) -> Question:
+    """The prompt with its own dice, whatever comes before it."""
+    dice = np.random.default_rng([settings.seed, crc32("\0".join(prompt.asked).encode())])
+    is_sampled = dice.random() < settings.sampled_share
+    temperature = dice.uniform(settings.min_temperature, settings.max_temperature)
+    if not is_sampled:
+        return Question(prompt.ids)
+    return Question(prompt.ids, temperature, tuple(dice.random(settings.max_new_tokens).tolist()))
 
 
-def _line(prompt: Prompt, response: Sequence[int], template: str) -> bytes:
+def _line(prompt: Prompt, response: Sequence[int], temperature: float, template: str) -> bytes:
     record = {"task": prompt.task, "source": prompt.source, "prompt": prompt.text}
+    before = {_HISTORY: prompt.history} if prompt.history else {}
     asked_with = {_TEMPLATE: template} if template != DEFAULT_TEMPLATE else {}
-    return as_line({**record, "response_ids": response, **asked_with})
+    chosen = {"temperature": round(temperature, 3)}
+    return as_line({**record, **before, "response_ids": response, **chosen, **asked_with})
