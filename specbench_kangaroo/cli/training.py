@@ -23,8 +23,9 @@ from typer import Option
 from typer.core import TyperGroup
 
 from specbench_kangaroo.cli.completion import trainable_methods
-from specbench_kangaroo.cli.options import Device, Dtype, Model, Revision, Template, by_name
+from specbench_kangaroo.cli.options import Device, Model, Revision, Template, by_name
 from specbench_kangaroo.machine.cache_folder import stderr_console
+from specbench_kangaroo.machine.devices import default_device
 from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.models.templates import template_named
 from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
@@ -46,18 +47,41 @@ Turns = Annotated[int, Option(min=1, help="Of a conversation at most.", metavar=
 Share = Annotated[float, Option(min=0, max=1, help="Answers that are sampled.", metavar="X")]
 Temperature = Annotated[float, Option(min=0.01, help="Of sampled answers.", metavar="X")]
 Seed = Annotated[int, Option(help="Where chance starts from.", metavar="N")]
-Text = Annotated[list[Path], Option(help="Made by specbench distil; repeatable.", metavar="FILE")]
+Text = Annotated[
+    list[Path],
+    Option(help="By specbench distil, or prompts to be read only; repeatable.", metavar="FILE"),
+]
+HeldBack = Annotated[
+    Path | None,
+    Option(help="Answers to validate on.", show_default="a share of the text", metavar="FILE"),
+]
+Everywhere = Annotated[
+    bool, Option("--everywhere", help="Learn from all positions, not from answers alone.")
+]
 Features = Annotated[Path, Option(help="Folder for the target's hidden states.", metavar="DIR")]
 Weights = Annotated[Path, Option(help="The file of weights.", metavar="FILE")]
 ExitLayer = Annotated[int | None, Option(help="Default: the method's choice.", metavar="N")]
 Vocabulary = Annotated[int, Option(min=0, help="Frequent tokens; 0: all.", metavar="N")]
-MaxTokens = Annotated[int, Option(min=1, help="Answer tokens seen in all.", metavar="N")]
-BatchTokens = Annotated[int, Option(min=1, help="Answer tokens a step.", metavar="N")]
+MaxTokens = Annotated[int, Option(min=1, help="Positions with loss, in all.", metavar="N")]
+BatchTokens = Annotated[int, Option(min=1, help="Positions with loss a step.", metavar="N")]
 Rate = Annotated[float, Option(min=0, help="At its highest.", metavar="X")]
 Optimiser = Annotated[str, Option(help="muon or adamw.", metavar="NAME")]
-Every = Annotated[int, Option(min=1, help="Answer tokens.", metavar="N")]
+Every = Annotated[int, Option(min=1, help="Positions with loss.", metavar="N")]
 Patience = Annotated[int, Option(min=1, help="Validations without a gain.", metavar="N")]
-TargetDtype = Annotated[str, Option(help="Of the target; the head is float32.", metavar="NAME")]
+TargetDtype = Annotated[
+    str | None,
+    Option(
+        help="Of the target and of products with its LM head; the draft's own is float32.",
+        show_default="bfloat16 where that is far quicker",
+        metavar="NAME",
+    ),
+]
+AnswerDtype = Annotated[
+    str | None,
+    Option(
+        help="Of the target.", show_default="bfloat16 where that is far quicker", metavar="NAME"
+    ),
+]
 Resume = Annotated[bool, Option("--resume", help="Go on from OUTPUT.checkpoint.")]
 
 
@@ -78,7 +102,7 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     min_temperature: Temperature = 0.7,
     max_temperature: Temperature = 1.0,
     seed: Seed = 0,
-    dtype: Dtype = None,
+    dtype: AnswerDtype = None,
     device: Device = None,
 ) -> None:
     """Let the target answer prompts: the text that its draft heads learn from.
@@ -88,8 +112,10 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     template_named(template)  # before anything is loaded
     from specbench_kangaroo.models.load import load_model  # noqa: PLC0415
     from specbench_kangaroo.training import distil as distilling  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo.training.features import quick_dtype  # noqa: PLC0415
 
     settings = by_name(distilling.DistilSettings, context.params)
+    dtype = dtype or quick_dtype(device or default_device())
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
     with _Bar("prompts") as bar:
         done = distilling.distil(loaded, prompts, output, settings, on_progress=bar.advance_to)
@@ -129,6 +155,8 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     text: Text,
     features: Features,
     output: Weights,
+    held_back: HeldBack = None,
+    everywhere: Everywhere = False,
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     exit_layer: ExitLayer = None,
@@ -140,17 +168,19 @@ def train_method(  # noqa: PLR0913 (one parameter a flag)
     validate_every: Every = 500_000,
     patience: Patience = 6,
     seed: Seed = 0,
-    dtype: TargetDtype = "float32",
+    dtype: TargetDtype = None,
     device: Device = None,
     resume: Resume = False,
 ) -> None:
     """Fit this method's draft head to a target's own answers; the best weights are kept."""
     from specbench_kangaroo.models.load import load_model  # noqa: PLC0415
     from specbench_kangaroo.training import fit  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo.training.features import quick_dtype  # noqa: PLC0415
     from specbench_kangaroo.training.train import TrainSettings  # noqa: PLC0415
 
     settings = by_name(TrainSettings, context.params)
     plan = by_name(fit.FitPlan, context.params, texts=tuple(text), settings=settings)
+    dtype = dtype or quick_dtype(device or default_device())
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
     with _Bar("tokens") as bar:
         state = fit.fit(str(context.info_name), loaded, plan, hooks=bar.hooks(max_tokens))

@@ -12,6 +12,7 @@ import json
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -132,10 +133,7 @@ def read_prompts(path: Path, tokenizer: Any, *, template: str = DEFAULT_TEMPLATE
     """
     prompts: dict[str, Prompt] = {}
     for place, record in _records(path):
-        turns = record.get("turns") or [record.get("prompt")]
-        if not isinstance(turns, list) or not all(isinstance(t, str) and t.strip() for t in turns):
-            raise UsageError(f"{place}: needs 'turns', a list of texts, or 'prompt', a text")
-        text, *later = turns
+        text, *later = _turns(place, record)
         if text not in prompts:
             ids = tuple(chat_prompt(tokenizer, [text], template=template))
             task, source = str(record.get("task", "")), str(record.get("source", ""))
@@ -148,25 +146,45 @@ def read_prompts(path: Path, tokenizer: Any, *, template: str = DEFAULT_TEMPLATE
 def read_documents(path: Path, tokenizer: Any) -> list[Document]:
     """Distilled records as documents, prompts written with the template that they were asked with.
 
-    An answer of a single token is left out: the prefill gives that one, nothing is drafted.
+    An answer of a single token is left out: the prefill gives that one, nothing is drafted.  A
+    record without the target's answer, with ``turns`` or ``prompt`` and perhaps ``response`` (to
+    the first turn, by whomever), is text that the target only reads.
 
     Raises:
-        UsageError: no such file, or a line that ``specbench distil`` did not write.
+        UsageError: no such file, or a line with neither.
     """
     documents = []
     for place, record in _records(path):
-        text, response = record.get("prompt"), record.get("response_ids")
-        history = record.get(_HISTORY, [])
+        template, task = str(record.get(_TEMPLATE, DEFAULT_TEMPLATE)), str(record.get("task", ""))
+        if "response_ids" not in record:
+            tokens = _read_only(_turns(place, record), record.get("response"), tokenizer, template)
+            documents.append(Document(tokens, len(tokens), task))
+            continue
+        text, response = record.get("prompt"), record["response_ids"]
         if not isinstance(text, str) or not isinstance(response, list):
-            raise UsageError(
-                f"{place}: no 'prompt' with 'response_ids'; make the file with specbench distil"
-            )
+            raise UsageError(f"{place}: no 'prompt' with 'response_ids' as specbench distil writes")
         if len(response) > 1:
-            template = str(record.get(_TEMPLATE, DEFAULT_TEMPLATE))
-            prompt = chat_prompt(tokenizer, [*history, text], template=template)
-            task = str(record.get("task", ""))
+            turns = [*record.get(_HISTORY, []), text]
+            prompt = chat_prompt(tokenizer, turns, template=template)
             documents.append(Document((*prompt, *response), len(prompt), task))
     return documents
+
+
+def _read_only(
+    turns: Sequence[str], response: object, tokenizer: Any, template: str
+) -> tuple[int, ...]:
+    """The first turn, a response to it if there is one, and the turn after that."""
+    first, *later = turns
+    if not isinstance(response, str) or not response.strip():
+        return tuple(chat_prompt(tokenizer, [first], template=template))
+    if later:
+        return tuple(chat_prompt(tokenizer, [first, response, later[0]], template=template))
+    # Up to where the next turn would begin, whatever it is: how a response ends is the template's.
+    either, other = (
+        chat_prompt(tokenizer, [first, response, text], template=template) for text in ("1", "2")
+    )
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(either, other, strict=False))
+    return tuple(token for token, _ in same)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -179,6 +197,13 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
     except (OSError, EOFError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
+
+
+def _turns(place: str, record: Mapping[str, Any]) -> list[str]:
+    turns = record.get("turns") or [record.get("prompt")]
+    if not isinstance(turns, list) or not all(isinstance(t, str) and t.strip() for t in turns):
+        raise UsageError(f"{place}: needs 'turns', a list of texts, or 'prompt', a text")
+    return turns
 
 
 def _parsed(line: bytes, place: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ normed ones): ``2 * H`` bytes per token and layer.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,45 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
+from specbench_kangaroo.machine.devices import probe_dtype
 from specbench_kangaroo.record.errors import UsageError
 
 FINAL = "final"
 BATCH_TOKENS = 2048  # padded tokens per target pass: enough to fill two cores, small in memory
 
 
+_TIMED_ROWS, _TIMED_SIZE, _TIMES = 256, 1024, 7
+# Of float32's time: products are what many rows spend most on, but all else is slower in bfloat16.
+_CLEARLY_QUICKER = 0.6
+
+
+def quick_dtype(device: str) -> str | None:
+    """bfloat16 on a CPU whose products of many rows are far quicker in it; None: the default.
+
+    That takes matrix units (AMX).  A processor that merely has bfloat16 instructions multiplies no
+    faster with them.  Timed once a command, in processor time: others may be busy.
+    """
+    if device != "cpu" or not probe_dtype("bfloat16", device):
+        return None
+    shapes = (_TIMED_ROWS, _TIMED_SIZE), (_TIMED_SIZE, _TIMED_SIZE)
+    best_s = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    operands = {dtype: [torch.ones(shape, dtype=dtype) for shape in shapes] for dtype in best_s}
+    for _ in range(_TIMES):
+        for dtype, (rows, weight) in operands.items():
+            start_s = time.process_time()
+            torch.nn.functional.linear(rows, weight)
+            best_s[dtype] = min(best_s[dtype], time.process_time() - start_s)
+    is_quicker = best_s[torch.bfloat16] < _CLEARLY_QUICKER * best_s[torch.float32]
+    return "bfloat16" if is_quicker else None
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One prompt with its answer.
+    """One prompt with the target's own answer, or text that the target only reads.
 
     ``prompt_length`` counts the tokens before the answer, so the target's predictions of answer
-    tokens sit at positions ``prompt_length - 1 .. len(tokens) - 2``.
+    tokens sit at positions ``prompt_length - 1 .. len(tokens) - 2``; without an answer it counts
+    all tokens.
     """
 
     tokens: tuple[int, ...]
@@ -37,9 +65,9 @@ class Document:
     task: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.prompt_length < len(self.tokens):
+        if not 0 < self.prompt_length <= len(self.tokens):
             raise ValueError(
-                f"a document needs a prompt and an answer, but {self.prompt_length} of its "
+                f"a document needs a prompt, but {self.prompt_length} of its "
                 f"{len(self.tokens)} tokens are prompt"
             )
 

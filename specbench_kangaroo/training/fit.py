@@ -28,7 +28,8 @@ from specbench_kangaroo.training.trainable import Provenance, trainable
 class FitPlan:
     """What is trained on what, and where it is kept."""
 
-    texts: tuple[Path, ...]  # written by ``specbench distil``
+    texts: tuple[Path, ...]  # written by ``specbench distil``, or only to be read
+    held_back: Path | None = None  # answers to validate on; None: a share of those in ``texts``
     features: Path  # folder: made, or used again if it holds these texts' features
     output: Path
     exit_layer: int | None = None  # None: the method's choice
@@ -55,15 +56,23 @@ def fit(
     _prepare_output(plan)
     trainee = trainable(method).trainee(loaded.model, exit_layer=plan.exit_layer)
     hooks.on_stage("reading text")
-    documents, texts = _read(plan.texts, loaded.tokenizer)
+    text = _read(plan, loaded.tokenizer)
     hooks.on_stage("collecting features")
-    store = _features(loaded, documents, plan.features, trainee.exit_layer, hooks)
+    store = _features(loaded, text.documents, plan.features, trainee.exit_layer, hooks)
     lm_head = _lm_head(loaded)
     head = trainee.head(_vocabulary(store, loaded, plan.draft_vocabulary, len(lm_head)))
     hooks.on_stage("training")  # begins with the target's predictions
     config, checkpoint = loaded.model.config, plan.checkpoint
-    trainer = Trainer(head, store, lm_head, plan.settings, checkpoint=checkpoint, config=config)
-    about = {"method": method, "start": trainee.start, "text": texts}
+    trainer = Trainer(
+        head,
+        store,
+        lm_head,
+        plan.settings,
+        checkpoint=checkpoint,
+        config=config,
+        held_back=text.held_back,
+    )
+    about = {"method": method, "start": trainee.start, "text": text.files}
     about |= {"package_version": __version__, "dtype": loaded.dtype}
 
     def write(state: TrainState) -> None:
@@ -83,24 +92,44 @@ def fit(
     return state
 
 
-def _read(
-    paths: Sequence[Path], tokenizer: Any
-) -> tuple[list[Document], list[dict[str, str | int]]]:
-    """All documents, and each file as the record names it; its tokens include the prompts'."""
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """All documents, what of them is held back, and each file as the weights' record names it."""
+
+    documents: list[Document]
+    held_back: range | None  # None: the trainer chooses
+    files: list[dict[str, str | int]]  # their tokens include the prompts'
+
+
+def _read(plan: FitPlan, tokenizer: Any) -> _Text:
     documents: list[Document] = []
-    texts: list[dict[str, str | int]] = []
-    for path in paths:
-        found = read_documents(path, tokenizer)
+    files: list[dict[str, str | int]] = []
+    for path in (*plan.texts, *([plan.held_back] if plan.held_back else [])):
+        start, found = len(documents), read_documents(path, tokenizer)
         tokens = sum(len(document.tokens) for document in found)
         named: dict[str, str | int] = {"file": path.name, "sha256": sha256_of(path)}
-        texts.append({**named, "documents": len(found), "tokens": tokens})
+        files.append({**named, "documents": len(found), "tokens": tokens})
         documents += found
-    if len(documents) < 2:
+    held_back = range(start, len(documents)) if plan.held_back else None
+    _check(documents, held_back)
+    return _Text(documents, held_back, files)
+
+
+def _check(documents: Sequence[Document], held_back: range | None) -> None:
+    def answered(some: Sequence[Document]) -> set[tuple[int, ...]]:
+        return {d.tokens[: d.prompt_length] for d in some if d.prompt_length < len(d.tokens)}
+
+    if held_back is None and len(answered(documents)) < 2:
         raise UsageError(
-            f"{len(documents)} answers to train on: at least one to train and one to validate are "
-            "needed; give more --text"
+            f"{len(answered(documents))} answers to train on: at least one to train and one to "
+            "validate are needed; give more --text"
         )
-    return documents, texts
+    if held_back is not None:
+        prompts = answered(documents[held_back.start :])
+        both = sum(d.tokens[: d.prompt_length] in prompts for d in documents[: held_back.start])
+        if both or not prompts:
+            reason = f"has {both} prompts of --text" if both else "has no answers"
+            raise UsageError(f"the --held-back file {reason}; give answers to other prompts")
 
 
 def _features(
@@ -137,6 +166,7 @@ def _prepare_output(plan: FitPlan) -> None:
 
 
 def _lm_head(loaded: LoadedModel) -> Tensor:
-    """(V, H) float32, frozen."""
+    """(V, H), frozen: bfloat16 where the target is, else float32."""
     module: Any = loaded.model.get_output_embeddings()
-    return matrix_of(module, home(module)).float()
+    weight = matrix_of(module, home(module))
+    return weight if weight.dtype is torch.bfloat16 else weight.float()

@@ -1,8 +1,9 @@
 """What a draft head learns from: batches of stored states with the target's predictions; the loss.
 
-Position t's state predicts token t+1, so an answer that starts at P is predicted from P-1 on; a
-prompt's positions are seen by attention but carry no loss.  A head that looks further imitates at
-t what the target predicts at ``t + ahead``, up to the answer's end.
+Position t's state predicts token t+1, so an answer that starts at P is predicted from P-1 on.
+Either these positions alone carry loss, or all do, each text that several documents begin with
+once; the others are seen by attention.  A head that looks further imitates at t what the target
+predicts at ``t + ahead``, up to the text's end.
 
 The loss is the soft cross entropy of arXiv 2404.18911, section 3.2, between the target's and the
 draft's next-token distributions at the same position.
@@ -23,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from specbench_kangaroo.engine.linear import Linear, capped
 from specbench_kangaroo.training.features import FINAL, FeatureStore
 
-_Rows = NDArray[np.int64]  # indices into a store's N rows
+Rows = NDArray[np.int64]  # indices into a store's N rows
 
 _ROWS_AT_ONCE = 4096
 _CHUNK = 256  # positions: a chunk's logits stay in the last-level cache
@@ -32,14 +33,14 @@ _BATCHES_SORTED_TOGETHER = 16  # documents of like length share a batch, yet eve
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some documents, right-padded; answer positions among them carry the loss.
+    """Some documents, right-padded; some of their positions carry the loss.
 
     There are as many groups of rows as positions ahead are predicted; M is the sum over groups,
     and whatever has M entries holds one group after the other.
     """
 
     hidden: Tensor  # [B, S, H] float32
-    rows: tuple[Tensor, ...]  # each (M_i,), ascending: answer positions in the flattened [B * S]
+    rows: tuple[Tensor, ...]  # each (M_i,), ascending: positions in the flattened [B * S]
     teacher_ids: Tensor  # (M, k) vocabulary indices of the target's k likeliest tokens
     teacher_probabilities: Tensor  # (M, k), renormalised to 1
     labels: Tensor  # (M,) vocabulary index of the text's token there, -1 outside it
@@ -60,6 +61,7 @@ class Teacher:
         top_k: how many predictions to keep, at most V': the rest of the mass is spread over them.
         ahead: whose predictions a position's state is to imitate; 0 is its own.
         config: the target's, which may cap its logits; None: they are not capped.
+        rows: of every document, which of the store's rows carry loss; None: its answer's.
     """
 
     def __init__(
@@ -71,11 +73,12 @@ class Teacher:
         top_k: int,
         ahead: Sequence[int] = (0,),
         config: Any = None,
+        rows: Sequence[Rows] | None = None,
     ) -> None:
         self._store = store
         self._config = config
         self._ahead = tuple(ahead)
-        self._answers = [_answer_rows(store, i) for i in range(len(store.spans))]
+        self._rows = answer_rows(store) if rows is None else rows
         count, top_k = len(store.tokens), min(top_k, len(vocabulary))
         self._ids = torch.zeros(count, top_k, dtype=torch.int32)
         self._probabilities = torch.zeros(count, top_k, dtype=torch.float16)
@@ -83,9 +86,9 @@ class Teacher:
         index_of[vocabulary] = torch.arange(len(vocabulary))
         next_tokens = torch.from_numpy(np.append(store.tokens[1:], 0)).long()
         self._labels = index_of[next_tokens]  # (N,)
-        self._predict(store, lm_head[vocabulary], np.concatenate(self._answers))
+        self._predict(store, lm_head[vocabulary], np.concatenate(self._rows))
 
-    def _predict(self, store: FeatureStore, head: Tensor, rows: _Rows) -> None:
+    def _predict(self, store: FeatureStore, head: Tensor, rows: Rows) -> None:
         final = store.hidden(FINAL)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             chunk = rows[start : start + _ROWS_AT_ONCE]
@@ -96,30 +99,30 @@ class Teacher:
             self._probabilities[chunk] = torch.softmax(top.values, -1).to("cpu", torch.float16)
 
     def batches(
-        self, documents: Sequence[int], layer: int | str, *, answer_tokens: int, seed: int | None
+        self, documents: Sequence[int], layer: int | str, *, loss_tokens: int, seed: int | None
     ) -> Iterator[Batch]:
-        """One pass over ``documents`` in batches of about ``answer_tokens`` positions with loss.
+        """One pass over ``documents`` in batches of about ``loss_tokens`` positions with loss.
 
         ``seed`` shuffles; None keeps documents in order of length.
         """
         hidden = self._store.hidden(layer)
-        for group in self._groups(documents, answer_tokens, seed):
+        for group in self._groups(documents, loss_tokens, seed):
             yield self._batch(hidden, group)
 
     def _groups(
-        self, documents: Sequence[int], answer_tokens: int, seed: int | None
+        self, documents: Sequence[int], loss_tokens: int, seed: int | None
     ) -> list[list[int]]:
         def length(document: int) -> int:
             start, end = self._store.spans[document]
             return end - start
 
         if seed is None:
-            return _cut(sorted(documents, key=length), self._answers, answer_tokens)
+            return _cut(sorted(documents, key=length), self._rows, loss_tokens)
         generator = np.random.default_rng(seed)
         order = generator.permutation(np.asarray(documents)).tolist()
         groups: list[list[int]] = []
-        for pool in _cut(order, self._answers, answer_tokens * _BATCHES_SORTED_TOGETHER):
-            groups += _cut(sorted(pool, key=length), self._answers, answer_tokens)
+        for pool in _cut(order, self._rows, loss_tokens * _BATCHES_SORTED_TOGETHER):
+            groups += _cut(sorted(pool, key=length), self._rows, loss_tokens)
         generator.shuffle(groups)
         return groups
 
@@ -128,14 +131,14 @@ class Teacher:
         # Copies: torch warns of the memory map, which cannot be written.
         documents = [torch.from_numpy(hidden[slice(*span)].astype(np.float32)) for span in spans]
         states = pad_sequence(documents, batch_first=True)  # [B, S, H]
-        answers = [self._answers[i] for i in group]
+        lossy = [self._rows[i] for i in group]
         shifts = [row * states.shape[1] - start for row, (start, _) in enumerate(spans)]
         stored = torch.from_numpy(
-            np.concatenate([answer[ahead:] for ahead in self._ahead for answer in answers])
+            np.concatenate([rows[ahead:] for ahead in self._ahead for rows in lossy])
         )
         return Batch(
             hidden=states,
-            rows=tuple(_shifted_rows(answers, shifts, ahead) for ahead in self._ahead),
+            rows=tuple(_shifted_rows(lossy, shifts, ahead) for ahead in self._ahead),
             teacher_ids=self._ids[stored].long(),
             teacher_probabilities=self._probabilities[stored].float(),
             labels=self._labels[stored],
@@ -144,7 +147,7 @@ class Teacher:
 
 def frequent_tokens(store: FeatureStore, size: int, *, always: Sequence[int]) -> Tensor:
     """(size,) the answers' most frequent token ids, ascending; ``always`` is among them."""
-    rows = np.concatenate([_answer_rows(store, i) for i in range(len(store.spans))])
+    rows = np.concatenate(answer_rows(store))
     highest = max(int(store.tokens.max()), *always)
     counts = np.bincount(store.tokens[rows + 1], minlength=highest + 1 + size)
     counts[list(always)] = counts.max() + 1
@@ -154,13 +157,23 @@ def frequent_tokens(store: FeatureStore, size: int, *, always: Sequence[int]) ->
 class FrozenHead:
     """The LM-head rows that a draft predicts over, laid out for both directions.
 
+    Products are in the weight's dtype, what goes in and comes out in the draft's.
+
     Args:
         weight: (V', H).
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.forward = Linear(weight)  # states -> logits
-        self.backward = Linear(weight.T.contiguous())  # gradient of logits -> of states
+        self._dtype = weight.dtype
+        self._forward, self._backward = Linear(weight), Linear(weight.T.contiguous())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(M, H) -> logits (M, V')."""
+        return self._forward(states.to(self._dtype)).to(states.dtype)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Of logits (M, V') -> of states (M, H)."""
+        return self._backward(gradient.to(self._dtype)).to(gradient.dtype)
 
 
 def distillation_loss(states: Tensor, head: FrozenHead, batch: Batch) -> Tensor:
@@ -226,21 +239,44 @@ class _Loss(torch.autograd.Function):
         return gradient * upstream[0], None, None
 
 
-def _answer_rows(store: FeatureStore, document: int) -> _Rows:
-    start, end = store.spans[document]
-    return np.arange(start + store.prompt_lengths[document] - 1, end - 1)
+def answer_rows(store: FeatureStore) -> list[Rows]:
+    """Of every document the rows that predict its answer's tokens; none of one without answer."""
+    return [
+        np.arange(start + prompt - 1, end - 1)
+        for (start, end), prompt in zip(store.spans, store.prompt_lengths, strict=True)
+    ]
 
 
-def _shifted_rows(answers: Sequence[_Rows], shifts: Sequence[int], ahead: int) -> Tensor:
+def distinct_rows(store: FeatureStore, documents: Sequence[int]) -> list[Rows]:
+    """Of every one of ``documents`` all rows that predict a token, but for what others have.
+
+    Where documents begin alike (two answers to a prompt, two turns of a conversation), their
+    states are the same, and the rows of only one of them are given.
+    """
+    rows: list[Rows] = [np.arange(0)] * len(store.spans)
+    before = store.tokens[:0]
+    # Of all documents that come before it in this order none begins with more of it than the last.
+    for document in sorted(documents, key=lambda i: store.tokens[slice(*store.spans[i])].tobytes()):
+        start, end = store.spans[document]
+        tokens = store.tokens[start:end]
+        size = min(len(tokens), len(before))
+        differs = np.flatnonzero(tokens[:size] != before[:size])
+        alike = int(differs[0]) if len(differs) else size
+        # The one before has no row for its last token, as nothing follows it there.
+        rows[document] = np.arange(start + max(0, min(alike, len(before) - 1)), end - 1)
+        before = tokens
+    return rows
+
+
+def _shifted_rows(lossy: Sequence[Rows], shifts: Sequence[int], ahead: int) -> Tensor:
     """(M_i,) rows of the flattened states that have a prediction ``ahead`` of them to imitate."""
     kept = [
-        answer[: max(0, len(answer) - ahead)] + shift
-        for answer, shift in zip(answers, shifts, strict=True)
+        rows[: max(0, len(rows) - ahead)] + shift for rows, shift in zip(lossy, shifts, strict=True)
     ]
     return torch.from_numpy(np.concatenate(kept))
 
 
-def _cut(order: Sequence[int], answers: Sequence[_Rows], size: int) -> list[list[int]]:
+def _cut(order: Sequence[int], lossy: Sequence[Rows], size: int) -> list[list[int]]:
     groups: list[list[int]] = [[]]
     filled = 0
     for document in order:
@@ -248,5 +284,5 @@ def _cut(order: Sequence[int], answers: Sequence[_Rows], size: int) -> list[list
             groups.append([])
             filled = 0
         groups[-1].append(document)
-        filled += len(answers[document])
+        filled += len(lossy[document])
     return groups

@@ -23,8 +23,11 @@ from specbench_kangaroo.training.features import FeatureStore
 from specbench_kangaroo.training.teacher import (
     Batch,
     FrozenHead,
+    Rows,
     Teacher,
+    answer_rows,
     distillation_loss,
+    distinct_rows,
     label_ranks,
     soft_cross_entropy,
 )
@@ -33,12 +36,12 @@ OPTIMISERS = ("muon", "adamw")
 _CLIP_NORM = 1.0
 _VALIDATED_ROWS = 2048  # their logits lie in memory whole
 # With another seed or share, answers that were trained on would be held back for validation.
-_SAME_BATCHES = {"batch_tokens", "seed", "validation_share"}
+_SAME_BATCHES = {"batch_tokens", "everywhere", "seed", "validation_share"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """How long and how fast to train; token counts are answer tokens."""
+    """How long and how fast to train; token counts are positions with loss."""
 
     max_tokens: int = 20_000_000
     batch_tokens: int = 1024
@@ -48,7 +51,8 @@ class TrainSettings:
     warmup_share: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
     teacher_top_k: int = 64
-    validation_share: float = 0.05
+    everywhere: bool = False  # loss at all positions, not at those alone that predict answers
+    validation_share: float = 0.05  # of documents with answers, where none are named
     validate_every: int = 500_000
     patience: int = 6  # validations without a better agreement before it stops
     seed: int = 0
@@ -133,10 +137,12 @@ class Trainer:
     """One training of one head.  ``run`` leaves the best weights in the head's module.
 
     Args:
-        lm_head: (V, H) the target's own output matrix; it stays frozen.
+        lm_head: (V, H) the target's own output matrix; it stays frozen, and products with it are
+            in its dtype.
         checkpoint: written at every validation; training continues from it if it exists.
         config: the target's, for a cap on its logits; the head's own are never capped, neither
             here nor when it drafts.
+        held_back: documents to validate on; None: a share of those that have answers.
 
     Raises:
         UsageError: the checkpoint was made with other settings.
@@ -151,23 +157,37 @@ class Trainer:
         *,
         checkpoint: Path | None = None,
         config: Any = None,
+        held_back: Sequence[int] | None = None,
     ) -> None:
         self._head = head
         self._settings = settings
         self._checkpoint = checkpoint
         self._device = lm_head.device
         self._frozen = FrozenHead(lm_head[head.vocabulary])
+        rows = self._split(store, held_back)
         top_k, ahead = settings.teacher_top_k, head.ahead
         self._teacher = Teacher(
-            store, lm_head, head.vocabulary, top_k=top_k, ahead=ahead, config=config
+            store, lm_head, head.vocabulary, top_k=top_k, ahead=ahead, config=config, rows=rows
         )
-        order = np.random.default_rng(settings.seed).permutation(len(store.spans)).tolist()
-        held_back = max(1, round(settings.validation_share * len(order)))
-        self._held_back, self._train = order[:held_back], order[held_back:]
         self._optimisers = _optimisers(head.module, settings)
         self.state = TrainState()
         if checkpoint and checkpoint.exists():
             self._restore(checkpoint)
+
+    def _split(self, store: FeatureStore, held_back: Sequence[int] | None) -> list[Rows]:
+        """Choose what is held back and what is trained on: the rows of each that carry loss."""
+        settings, rows = self._settings, answer_rows(store)
+        order = np.random.default_rng(settings.seed).permutation(len(rows)).tolist()
+        if held_back is None:
+            answered = [document for document in order if len(rows[document])]
+            held_back = answered[: max(1, round(settings.validation_share * len(answered)))]
+        self._held_back = list(held_back)
+        others = set(order) - set(held_back)
+        if settings.everywhere:
+            distinct = distinct_rows(store, sorted(others))
+            rows = [distinct[i] if i in others else rows[i] for i in range(len(rows))]
+        self._train = [document for document in order if document in others and len(rows[document])]
+        return rows
 
     def run(self, hooks: Hooks | None = None) -> TrainState:
         """Train until ``max_tokens``, or until ``patience`` validations brought nothing."""
@@ -200,7 +220,7 @@ class Trainer:
             epoch = self._teacher.batches(
                 self._train,
                 self._head.exit_layer,
-                answer_tokens=self._settings.batch_tokens,
+                loss_tokens=self._settings.batch_tokens,
                 seed=self._settings.seed + state.epoch,
             )
             for position, batch in enumerate(epoch):
@@ -239,7 +259,7 @@ class Trainer:
         for batch in self._teacher.batches(
             self._held_back,
             self._head.exit_layer,
-            answer_tokens=_VALIDATED_ROWS // len(self._head.ahead),
+            loss_tokens=_VALIDATED_ROWS // len(self._head.ahead),
             seed=None,
         ):
             there = batch.to(self._device)

@@ -22,6 +22,7 @@ from specbench_kangaroo.training.distil import (
     read_documents,
     read_prompts,
 )
+from specbench_kangaroo.training.features import Document
 
 from .models import CONTEXT, FAMILIES, random_model
 
@@ -249,6 +250,23 @@ def test_documents_are_prompt_and_answer(tmp_path: Path) -> None:
     (document,) = read_documents(path, Words())
     assert document.tokens == (5, 6, 7, 8, 9, 2)
     assert (document.prompt_length, document.task) == (3, "qa")
-    path.write_bytes(gzip.compress(b'{"turns": ["5"]}'))
+    path.write_bytes(gzip.compress(b'{"prompt": "5", "response_ids": 7}'))
     with pytest.raises(UsageError, match="specbench distil"):
         read_documents(path, Words())
+
+
+@pytest.mark.parametrize(
+    ("record", "tokens"),
+    [
+        ({"turns": ["5 6", "7"]}, (5, 6)),
+        ({"prompt": "5 6", "response": ""}, (5, 6)),
+        ({"prompt": "5 6", "response": "8 9"}, (5, 6, 8, 9)),
+        ({"turns": ["5 6", "7", "10"], "response": "8 9"}, (5, 6, 8, 9, 7)),
+    ],
+)
+def test_without_the_targets_answer_a_text_is_only_read(
+    record: dict[str, object], tokens: tuple[int, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps(record))
+    assert read_documents(path, Words()) == [Document(tokens, len(tokens), "")]

@@ -104,7 +104,7 @@ def test_a_draft_head_learns_from_capped_predictions(tmp_path: Path) -> None:
     teacher = Teacher(
         store, matrix, torch.arange(VOCABULARY), top_k=VOCABULARY, config=model.config
     )
-    (batch,) = teacher.batches([0], FINAL, answer_tokens=99, seed=None)
+    (batch,) = teacher.batches([0], FINAL, loss_tokens=99, seed=None)
     with torch.inference_mode():
         logits = model(torch.tensor([documents[0].tokens])).logits[0, 1:5]  # the answer's
     wanted = logits.softmax(-1).gather(-1, batch.teacher_ids)

@@ -109,6 +109,16 @@ def test_training_teaches_and_the_file_says_how(
         assert text["tokens"] == sum(len(document.tokens) for document in usable)
 
 
+def test_it_is_validated_on_what_is_held_back_by_name(model: Any, plan: FitPlan) -> None:
+    other = plan.texts[1].with_name("c.jsonl")
+    other.write_text(json.dumps({"prompt": "4 9 4", "response_ids": [5, 6, 7, 8]}))
+    named = replace(plan, held_back=other, settings=replace(SETTINGS, max_tokens=100))
+    state = fit("kangaroo", loaded(model), named)
+    assert len(state.best_ranks) == 4, "validation saw other text than what was held back"
+    files = [text["file"] for text in read_metadata(plan.output)["record"]["text"]]
+    assert files == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
 def test_the_method_runs_what_was_trained(model: Any, plan: FitPlan) -> None:
     plan = replace(plan, draft_vocabulary=12, settings=replace(SETTINGS, max_tokens=500))
     fit("kangaroo", loaded(model), plan)
@@ -178,6 +188,11 @@ def test_what_cannot_be_trained_is_said_at_once(model: Any, plan: FitPlan) -> No
     for layer in (0, 4):
         with pytest.raises(UsageError, match=r"give one of 1\.\.3"):
             fit("kangaroo", loaded(model), replace(plan, exit_layer=layer))
+    with pytest.raises(UsageError, match=r"--held-back file has \d+ prompts of --text"):
+        fit("kangaroo", loaded(model), replace(plan, held_back=plan.texts[1]))
+    (plan.features.parent / "c.jsonl").write_text(json.dumps({"prompt": "5 6"}))
+    with pytest.raises(UsageError, match="--held-back file has no answers"):
+        fit("kangaroo", loaded(model), replace(plan, held_back=plan.features.parent / "c.jsonl"))
     plan.texts[0].write_text(json.dumps({"prompt": "5", "response_ids": [6, 7]}))
     with pytest.raises(UsageError, match="1 answers to train on"):
         fit("kangaroo", loaded(model), replace(plan, texts=plan.texts[:1]))

@@ -169,7 +169,7 @@ def test_head_i_imitates_what_the_target_says_i_plus_one_positions_later(tmp_pat
     lm_head = model.lm_head.weight.detach()
     vocabulary = torch.arange(VOCABULARY)
     teacher = Teacher(store, lm_head, vocabulary, top_k=3, ahead=(1, 2))
-    (batch,) = teacher.batches([1], FINAL, answer_tokens=99, seed=None)
+    (batch,) = teacher.batches([1], FINAL, loss_tokens=99, seed=None)
     tokens = documents(3)[1].tokens
     end = len(tokens) - 2  # the last position whose next token is known
     for group, ahead in enumerate((1, 2)):

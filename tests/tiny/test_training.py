@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.training import features
 from specbench_kangaroo.training.features import FINAL, Document, FeatureStore, collect
 from specbench_kangaroo.training.teacher import (
     Batch,
     FrozenHead,
     Teacher,
     distillation_loss,
+    distinct_rows,
     frequent_tokens,
     soft_cross_entropy,
 )
@@ -65,7 +68,7 @@ def lm_head(model: Any) -> Tensor:
 
 def everything(teacher: Teacher, store: FeatureStore, *, seed: int | None = None) -> list[Batch]:
     documents = range(len(store.spans))
-    return list(teacher.batches(documents, 2, answer_tokens=60, seed=seed))
+    return list(teacher.batches(documents, 2, loss_tokens=60, seed=seed))
 
 
 @torch.inference_mode()
@@ -84,9 +87,9 @@ def test_features_are_the_models_hidden_states(model: Any, store: FeatureStore) 
         store.hidden(3)
 
 
-def test_a_document_has_a_prompt_and_an_answer() -> None:
-    for prompt_length in (0, 3):
-        with pytest.raises(ValueError, match="needs a prompt and an answer"):
+def test_a_document_has_a_prompt() -> None:
+    for prompt_length in (0, 4):
+        with pytest.raises(ValueError, match="needs a prompt, but"):
             Document((5, 6, 7), prompt_length, "qa")
 
 
@@ -95,7 +98,7 @@ def test_the_loss_is_on_predictions_of_answer_tokens_alone(
 ) -> None:
     teacher = Teacher(store, lm_head, torch.arange(VOCABULARY), top_k=4)
     for index, document in enumerate(counting(40)):
-        (batch,) = teacher.batches([index], 2, answer_tokens=60, seed=None)
+        (batch,) = teacher.batches([index], 2, loss_tokens=60, seed=None)
         first, last = document.prompt_length - 1, len(document.tokens) - 2
         assert batch.rows[0].tolist() == list(range(first, last + 1)), (
             "the loss begins where the first answer token is predicted and ends before EOS's own "
@@ -111,7 +114,7 @@ def test_the_teacher_is_the_target_within_the_draft_vocabulary(
 ) -> None:
     vocabulary = torch.tensor([EOS, 4, 5, 6, 9, 13, 20])
     teacher = Teacher(store, lm_head, vocabulary, top_k=64)  # more than there are
-    (batch,) = teacher.batches([3], 2, answer_tokens=60, seed=None)
+    (batch,) = teacher.batches([3], 2, loss_tokens=60, seed=None)
     start, end = store.spans[3]
     final = torch.from_numpy(store.hidden(FINAL)[start:end].astype(np.float32))
     expected = (final[batch.rows[0]] @ lm_head[vocabulary].T).softmax(-1)  # (M, V')
@@ -143,9 +146,9 @@ def test_padding_does_not_reach_the_predictions(
 ) -> None:
     head = trainable("kangaroo").trainee(model, exit_layer=2).head(torch.arange(VOCABULARY))
     teacher = Teacher(store, lm_head, head.vocabulary, top_k=4)
-    (together,) = teacher.batches([0, 1, 2, 3], 2, answer_tokens=1000, seed=None)
+    (together,) = teacher.batches([0, 1, 2, 3], 2, loss_tokens=1000, seed=None)
     alone = [
-        next(teacher.batches([index], 2, answer_tokens=1, seed=None))
+        next(teacher.batches([index], 2, loss_tokens=1, seed=None))
         for index in sorted(range(4), key=lambda i: store.spans[i][1] - store.spans[i][0])
     ]
     with torch.no_grad():
@@ -191,6 +194,85 @@ def test_frequent_tokens_are_the_answers_own(store: FeatureStore) -> None:
     assert frequent_tokens(store, 8, always=[23]).tolist() == expected
     whole = frequent_tokens(store, VOCABULARY, always=[EOS])
     assert whole.tolist() == list(range(VOCABULARY)), "ids beyond the LM head, or one twice"
+
+
+def alike(model: Any, folder: Path) -> FeatureStore:
+    """Documents of which some begin alike, and some have no answer."""
+    texts = [(5, 6, 7, 8, 9), (5, 6, 7, 10, 11, 12), (5, 6), (13, 6, 7, 8), (5, 6, 7, 8, 9, 14)]
+    prompts = [3, 3, 2, 4, 6]
+    documents = [Document(*each, "qa") for each in zip(texts, prompts, strict=True)]
+    return collect(model, documents, folder, model_name="tiny", exit_layers=[1])
+
+
+def test_what_documents_begin_with_alike_is_learnt_once(model: Any, tmp_path: Path) -> None:
+    store = alike(model, tmp_path)
+    rows = distinct_rows(store, range(5))
+    read: list[tuple[int, ...]] = []
+    for document, (start, end) in enumerate(store.spans):
+        tokens = store.tokens[start:end].tolist()
+        assert end - 1 not in rows[document], "nobody knows what follows a text's last token"
+        read += [tuple(tokens[: row - start + 1]) for row in rows[document]]
+    assert len(read) == len(set(read)), "a position was to be learnt from twice"
+    everything = {
+        tuple(store.tokens[start:stop].tolist())
+        for start, end in store.spans
+        for stop in range(start + 1, end)
+    }
+    assert set(read) == everything, "positions were lost"
+    assert [len(r) for r in distinct_rows(store, [1, 3])] == [0, 5, 0, 3, 0]
+
+
+def test_everywhere_learns_from_prompts_and_is_validated_on_answers(
+    model: Any, lm_head: Tensor, tmp_path: Path
+) -> None:
+    store = alike(model, tmp_path)
+    seen: list[int] = []
+    for everywhere, expected in ((False, 3), (True, 5 + 3 + 2)):
+        settings = replace(SETTINGS, everywhere=everywhere, max_tokens=1, batch_tokens=100)
+        trainer = Trainer(Follower(lm_head), store, lm_head, settings, held_back=[0])
+        state = trainer.run(Hooks(on_tokens=seen.append))
+        # Held back: 8 and 9 are the answer.  Documents without one teach only everywhere.
+        assert len(state.best_ranks) == 2
+        assert seen == [expected]
+        seen.clear()
+
+
+def test_products_in_bfloat16_give_nearly_the_same_gradient() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(50, 64)
+    ids = torch.stack([torch.randperm(50)[:3] for _ in range(40)])
+    probabilities = torch.rand(40, 3).softmax(-1)
+    batch = Batch(torch.zeros(1), (torch.arange(40),), ids, probabilities, torch.zeros(40))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        states = (torch.randn(40, 64, generator=torch.manual_seed(1)) / 8).requires_grad_()
+        loss = distillation_loss(states, FrozenHead(weight.to(dtype)), batch)
+        assert loss.dtype is torch.float32
+        found.append((float(loss.detach()), *torch.autograd.grad(loss, states)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-2)
+    distance = (found[0][1] - found[1][1]).norm() / found[0][1].norm()
+    assert 0 < distance < 2e-2, "equal: bfloat16 was not used; far: it is wrong"
+
+
+def test_bfloat16_is_taken_only_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "probe_dtype", lambda *_: False)
+    assert features.quick_dtype("cpu") is None
+    monkeypatch.setattr(features, "probe_dtype", lambda *_: True)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(features.time, "process_time", lambda: next(clock))
+    assert features.quick_dtype("cpu") is None, "it is no quicker by this clock"
+    assert features.quick_dtype("cuda") is None, "a GPU's default is bfloat16 already"
+    # Two readings a product, float32 first: 3 s for float32, 1 s for bfloat16.
+    ticks = cycle((3, 0, 1, 0))
+    passed = [0]
+
+    def uneven() -> int:
+        passed[0] += next(ticks)
+        return passed[0]
+
+    next(ticks), next(ticks), next(ticks)
+    monkeypatch.setattr(features.time, "process_time", uneven)
+    assert features.quick_dtype("cpu") == "bfloat16"
 
 
 class Follower:
