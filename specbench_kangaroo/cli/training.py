@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 from specbench_kangaroo.cli.completion import trainable_methods
 from specbench_kangaroo.cli.options import Device, Model, Revision, Template, by_name
 from specbench_kangaroo.machine.cache_folder import stderr_console
-from specbench_kangaroo.machine.devices import default_device
+from specbench_kangaroo.machine.devices import DTYPES, default_device
 from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.models.templates import template_named
 from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
@@ -71,15 +71,10 @@ Patience = Annotated[int, Option(min=1, help="Validations without a gain.", meta
 TargetDtype = Annotated[
     str | None,
     Option(
-        help="Of the target and of products with its LM head; the draft's own is float32.",
-        show_default="bfloat16 where that is far quicker",
+        help="Of the target and of products with its LM head.",
+        show_default="bfloat16 where that is far quicker, else the device's",
         metavar="NAME",
-    ),
-]
-AnswerDtype = Annotated[
-    str | None,
-    Option(
-        help="Of the target.", show_default="bfloat16 where that is far quicker", metavar="NAME"
+        autocompletion=lambda: list(DTYPES),
     ),
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on from OUTPUT.checkpoint.")]
@@ -102,7 +97,7 @@ def distil(  # noqa: PLR0913 (one parameter a flag)
     min_temperature: Temperature = 0.7,
     max_temperature: Temperature = 1.0,
     seed: Seed = 0,
-    dtype: AnswerDtype = None,
+    dtype: TargetDtype = None,
     device: Device = None,
 ) -> None:
     """Let the target answer prompts: the text that its draft heads learn from.

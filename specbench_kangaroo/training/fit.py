@@ -17,9 +17,9 @@ from specbench_kangaroo.machine.cache_folder import sha256_of
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.files import replacing
-from specbench_kangaroo.training.distil import read_documents
 from specbench_kangaroo.training.features import Document, FeatureStore, collect
 from specbench_kangaroo.training.teacher import frequent_tokens
+from specbench_kangaroo.training.text import read_documents
 from specbench_kangaroo.training.train import Hooks, Trainer, TrainSettings, TrainState, Validation
 from specbench_kangaroo.training.trainable import Provenance, trainable
 

@@ -19,10 +19,9 @@ from specbench_kangaroo.training.distil import (
     Distilled,
     DistilSettings,
     distil,
-    read_documents,
-    read_prompts,
 )
 from specbench_kangaroo.training.features import Document
+from specbench_kangaroo.training.text import read_documents, read_prompts
 
 from .models import CONTEXT, FAMILIES, random_model
 
@@ -207,6 +206,8 @@ def test_what_cannot_work_is_said_before_the_first_answer(prompts: Path, tmp_pat
     settings = DistilSettings(max_new_tokens=60, max_prompt_tokens=20)
     with pytest.raises(UsageError, match="context of tiny is 64 tokens"):
         distil(loaded, prompts, tmp_path / "out.jsonl", settings)
+    with pytest.raises(UsageError, match=r"--min-temperature 1.5 is above --max-temperature 1.0"):
+        distil(loaded, prompts, tmp_path / "o", replace(SETTINGS, min_temperature=1.5))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ KNOWS_TRANSFORMERS = {
     f"{CORE}.models.convert": "reads a GGUF file with transformers' own reader",
     f"{CORE}.models.shapes": "builds a model of random weights from a config",
     f"{METHODS}.hf_generate.method": "lets transformers' own generate answer, by its own config",
-    f"{CORE}.training.answering": "runs a model's layers over many texts, with its own attention",
+    f"{CORE}.training.passes": "runs a model's layers over many texts, with its own attention",
 }
 LOADS_METHODS = f"{CORE}.run.registry"  # by the package's name, as a string
 NAMES_A_METHOD = {
