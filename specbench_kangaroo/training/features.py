@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from specbench_kangaroo.machine.devices import probe_dtype
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.files import replacing
 
 FINAL = "final"
 BATCH_TOKENS = 2048  # padded tokens per target pass: enough to fill two cores, small in memory
+_BATCHES_AT_RISK = 16  # that a kill costs: a minute of a core or two
+_Arrays = dict[int | str, np.memmap[Any, np.dtype[np.float16]]]
 
 
 _TIMED_ROWS, _TIMED_SIZE, _TIMES = 256, 1024, 7
@@ -124,10 +128,13 @@ def collect(
 ) -> FeatureStore:
     """The target's hidden states over ``documents``: those in ``folder``, else made there.
 
+    A collection that was stopped goes on, if it was of the same text, model and layers.
+
     Args:
         model: a ``transformers`` causal language model; its decoder stack is ``model.model``.
         documents: in the order in which the store numbers them.
-        folder: made if need be.  ``meta.json`` is written last: a folder without it is unfinished.
+        folder: made if need be.  ``meta.json`` is written last: a folder without it is unfinished,
+            and ``progress.json`` says how far it is.
         model_name: kept with the features, as is ``model_sha256``, which identifies the weights.
         exit_layers: after how many decoder layers to keep the states, beside the final ones.
         on_progress: called with (rows done, rows in all) after every batch.
@@ -137,11 +144,14 @@ def collect(
     """
     meta = {"model": model_name, "model_sha256": model_sha256, "exit_layers": list(exit_layers)}
     if not (folder / "meta.json").exists():
-        lengths = _write_states(model, documents, folder, exit_layers, on_progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        progress = _Progress(folder, documents, meta)
+        lengths = _write_states(model, documents, folder, exit_layers, progress, on_progress)
         prompts = [document.prompt_length for document in documents]
         tasks = [document.task for document in documents]
         meta |= {"lengths": lengths, "prompt_lengths": prompts, "tasks": tasks}
         (folder / "meta.json").write_text(json.dumps(meta))
+        progress.end()
         return FeatureStore(folder)
     store = FeatureStore(folder)
     _check(store, documents, meta)
@@ -168,23 +178,55 @@ def _write_states(
     documents: Sequence[Document],
     folder: Path,
     exit_layers: Sequence[int],
+    progress: _Progress,
     on_progress: Callable[[int, int], None],
 ) -> list[int]:
     """Run the target once over ``documents``; returns how many tokens each of them has."""
-    folder.mkdir(parents=True, exist_ok=True)
     lengths = [len(document.tokens) for document in documents]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.fromiter((token for d in documents for token in d.tokens), dtype=np.int32)
     np.save(folder / "tokens.npy", flat)
-    arrays = _create_arrays(folder, exit_layers, (len(flat), model.config.hidden_size))
-    done = 0
-    for batch in _batches(lengths):
-        _run_batch(model, [documents[i] for i in batch], starts[batch].tolist(), arrays)
+    shape = (len(flat), model.config.hidden_size)
+    arrays = _create_arrays(folder, exit_layers, shape, anew=not progress.batches)
+    done, found = 0, progress.batches
+    for index, batch in enumerate(_batches(lengths)):
         done += sum(lengths[i] for i in batch)
+        if index < found:
+            continue
+        _run_batch(model, [documents[i] for i in batch], starts[batch].tolist(), arrays)
+        if (index + 1) % _BATCHES_AT_RISK == 0:
+            _flush(arrays)
+            progress.set(index + 1)
         on_progress(done, len(flat))
+    _flush(arrays)
+    return lengths
+
+
+def _flush(arrays: _Arrays) -> None:
     for array in arrays.values():
         array.flush()
-    return lengths
+
+
+class _Progress:
+    """How many batches of one collection are on disk, in ``progress.json``."""
+
+    def __init__(
+        self, folder: Path, documents: Sequence[Document], meta: Mapping[str, Any]
+    ) -> None:
+        self._path = folder / "progress.json"
+        digest = sha256(json.dumps(meta).encode())
+        for document in documents:
+            digest.update(np.array([len(document.tokens), *document.tokens], np.int32).tobytes())
+        self._of = digest.hexdigest()
+        found = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self.batches: int = found["batches"] if found.get("of") == self._of else 0
+
+    def set(self, batches: int) -> None:
+        with replacing(self._path) as scratch:
+            scratch.write_text(json.dumps({"of": self._of, "batches": batches}))
+
+    def end(self) -> None:
+        self._path.unlink(missing_ok=True)
 
 
 def _layer_path(folder: Path, layer: int | str) -> Path:
@@ -192,9 +234,12 @@ def _layer_path(folder: Path, layer: int | str) -> Path:
 
 
 def _create_arrays(
-    folder: Path, exit_layers: Sequence[int], shape: tuple[int, int]
-) -> dict[int | str, np.memmap[Any, np.dtype[np.float16]]]:
+    folder: Path, exit_layers: Sequence[int], shape: tuple[int, int], *, anew: bool
+) -> _Arrays:
     layers: list[int | str] = [*exit_layers, FINAL]
+    if not anew:
+        opened = (np.load(_layer_path(folder, layer), mmap_mode="r+") for layer in layers)
+        return dict(zip(layers, opened, strict=True))
     return {
         layer: np.lib.format.open_memmap(
             _layer_path(folder, layer), mode="w+", dtype=np.float16, shape=shape
@@ -219,7 +264,7 @@ def _run_batch(
     model: Any,
     documents: Sequence[Document],
     starts: Sequence[int],
-    arrays: Mapping[int | str, np.memmap[Any, np.dtype[np.float16]]],
+    arrays: _Arrays,
 ) -> None:
     # Padding is on the right, so no real position can see it under the causal mask.  [B, S]
     ids = pad_sequence([torch.tensor(d.tokens) for d in documents], batch_first=True)

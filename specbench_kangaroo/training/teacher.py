@@ -80,7 +80,8 @@ class Teacher:
         self._ahead = tuple(ahead)
         self._rows = answer_rows(store) if rows is None else rows
         count, top_k = len(store.tokens), min(top_k, len(vocabulary))
-        self._ids = torch.zeros(count, top_k, dtype=torch.int32)
+        fits = len(vocabulary) <= torch.iinfo(torch.int16).max  # gigabytes, with millions of rows
+        self._ids = torch.zeros(count, top_k, dtype=torch.int16 if fits else torch.int32)
         self._probabilities = torch.zeros(count, top_k, dtype=torch.float16)
         index_of = torch.full((lm_head.shape[0],), -1, dtype=torch.long)
         index_of[vocabulary] = torch.arange(len(vocabulary))
@@ -95,7 +96,7 @@ class Teacher:
             logits = torch.from_numpy(final[chunk]).to(head) @ head.T  # (n, V')
             logits = capped(logits, self._config)
             top = torch.topk(logits, self._ids.shape[1])
-            self._ids[chunk] = top.indices.to("cpu", torch.int32)
+            self._ids[chunk] = top.indices.to("cpu", self._ids.dtype)
             self._probabilities[chunk] = torch.softmax(top.values, -1).to("cpu", torch.float16)
 
     def batches(

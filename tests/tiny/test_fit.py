@@ -175,7 +175,7 @@ def test_features_are_made_once_and_never_mistaken(
     for message, (other, wanted) in refused.items():
         with pytest.raises(UsageError, match=message):
             fit("kangaroo", other, wanted)
-    (plan.features / "meta.json").unlink()  # as a kill in the middle of it leaves the folder
+    (plan.features / "meta.json").unlink()  # as a kill before the first sixteen batches leaves it
     fit("kangaroo", loaded(model), short, hooks=hooks)
     assert len(made) == 2 * count
 

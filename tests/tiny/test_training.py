@@ -87,6 +87,52 @@ def test_features_are_the_models_hidden_states(model: Any, store: FeatureStore) 
         store.hidden(3)
 
 
+def test_a_stopped_collection_goes_on(
+    model: Any, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "BATCH_TOKENS", 40)
+    monkeypatch.setattr(features, "_BATCHES_AT_RISK", 2)
+    wanted = {"model_name": "tiny", "exit_layers": [1, 2]}
+    calls: list[int] = []
+
+    def stopped(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, counting(40), tmp_path, **wanted, on_progress=stopped)
+    seen: list[tuple[int, int]] = []
+    found = collect(
+        model, counting(40), tmp_path, **wanted, on_progress=lambda *at: seen.append(at)
+    )
+    assert seen[0][0] == calls[6], "the seventh batch is the first that was not sure to be on disk"
+    assert seen[-1][0] == seen[-1][1]
+    for layer in (1, 2, FINAL):
+        np.testing.assert_allclose(found.hidden(layer), store.hidden(layer), rtol=1e-2, atol=1e-3)
+    assert not (tmp_path / "progress.json").exists()
+
+
+def test_a_stopped_collection_of_other_text_begins_anew(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_BATCHES_AT_RISK", 1)
+    monkeypatch.setattr(features, "BATCH_TOKENS", 40)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    wanted = {"model_name": "tiny", "exit_layers": [1]}
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, counting(40), tmp_path, **wanted, on_progress=stop)
+    seen: list[int] = []
+    store = collect(
+        model, counting(30), tmp_path, **wanted, on_progress=lambda done, _: seen.append(done)
+    )
+    assert seen[0] < 40, "batches of another text were taken for this one's"
+    assert np.abs(store.hidden(1).astype(np.float32)).sum(1).min() > 0, "rows were left out"
+
+
 def test_a_document_has_a_prompt() -> None:
     for prompt_length in (0, 4):
         with pytest.raises(ValueError, match="needs a prompt, but"):
