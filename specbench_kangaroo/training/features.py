@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from specbench_kangaroo.machine.devices import probe_dtype
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.files import replacing
+from specbench_kangaroo.record.files import write_whole
 
 FINAL = "final"
 BATCH_TOKENS = 2048  # padded tokens per target pass: enough to fill two cores, small in memory
-_BATCHES_AT_RISK = 16  # that a kill costs: a minute of a core or two
-_Arrays = dict[int | str, np.memmap[Any, np.dtype[np.float16]]]
+_SHARD_TOKENS = 32768  # that are kept or lost together when it is killed: a minute of a core
+_INDEX = "store.json"
 
 
 _TIMED_ROWS, _TIMED_SIZE, _TIMES = 256, 1024, 7
@@ -77,30 +77,35 @@ class Document:
 
 
 class FeatureStore:
-    """A finished collection: ``meta.json``, ``tokens.npy`` and one (N, H) array per layer.
+    """What was collected so far: ``store.json``, ``tokens.bin`` and one file of states per layer.
 
     Rows of all documents lie one after another; ``spans[i]`` is document i's half-open range.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        meta = json.loads((folder / "meta.json").read_text())
-        self.model: str = meta["model"]
-        self.model_sha256: str = meta.get("model_sha256", "")
-        self.exit_layers: tuple[int, ...] = tuple(meta["exit_layers"])
-        self.prompt_lengths: list[int] = meta["prompt_lengths"]
-        self.tasks: list[str] = meta["tasks"]
-        ends = np.cumsum(meta["lengths"]).tolist()
-        self.spans: list[tuple[int, int]] = list(zip([0, *ends[:-1]], ends, strict=True))
-        self.tokens: NDArray[np.int32] = np.load(folder / "tokens.npy")
+        self.about: dict[str, Any] = json.loads((folder / _INDEX).read_text())
+        self.model: str = self.about["model"]
+        self.model_sha256: str = self.about["model_sha256"]
+        self.exit_layers: tuple[int, ...] = tuple(self.about["exit_layers"])
+        self.prompt_lengths: list[int] = self.about["prompt_lengths"]
+        self.tasks: list[str] = self.about["tasks"]
+        ends = np.cumsum(self.about["lengths"], dtype=np.int64).tolist()
+        self.spans: list[tuple[int, int]] = list(zip([0, *ends[:-1]], ends, strict=False))
+        self._rows = ends[-1] if ends else 0
+        # A kill may have left rows that the index does not know.
+        self.tokens: NDArray[np.int32] = np.fromfile(
+            folder / "tokens.bin", np.int32, count=self._rows
+        )
 
-    def holds(self, documents: Sequence[Document]) -> bool:
-        """Whether these documents, in this order, are what was collected."""
-        tokens = np.fromiter((token for d in documents for token in d.tokens), dtype=np.int32)
+    def begins(self, documents: Sequence[Document]) -> bool:
+        """Whether what was collected are the first of these documents, in this order."""
+        first = documents[: len(self.spans)]
+        tokens = np.fromiter((token for d in first for token in d.tokens), dtype=np.int32)
         return (
             np.array_equal(self.tokens, tokens)
-            and self.prompt_lengths == [document.prompt_length for document in documents]
-            and [end - start for start, end in self.spans] == [len(d.tokens) for d in documents]
+            and self.prompt_lengths == [document.prompt_length for document in first]
+            and [end - start for start, end in self.spans] == [len(d.tokens) for d in first]
         )
 
     def hidden(self, layer: int | str) -> NDArray[np.float16]:
@@ -109,11 +114,10 @@ class FeatureStore:
         Raises:
             KeyError: the layer was not collected; the message lists those that were.
         """
-        path = _layer_path(self.folder, layer)
+        path = self.folder / _states_file(layer)
         if not path.exists():
             raise KeyError(f"layer {layer} was not collected; there are {self.exit_layers}")
-        states: NDArray[np.float16] = np.load(path, mmap_mode="r")
-        return states
+        return np.memmap(path, np.float16, "r", shape=(self._rows, self.about["hidden_size"]))
 
 
 def collect(
@@ -126,15 +130,14 @@ def collect(
     exit_layers: Sequence[int],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureStore:
-    """The target's hidden states over ``documents``: those in ``folder``, else made there.
+    """The target's hidden states over ``documents``: those in ``folder``, the others made there.
 
-    A collection that was stopped goes on, if it was of the same text, model and layers.
+    A store of the first documents grows, whether it was stopped or the text has become more.
 
     Args:
         model: a ``transformers`` causal language model; its decoder stack is ``model.model``.
         documents: in the order in which the store numbers them.
-        folder: made if need be.  ``meta.json`` is written last: a folder without it is unfinished,
-            and ``progress.json`` says how far it is.
+        folder: made if need be.
         model_name: kept with the features, as is ``model_sha256``, which identifies the weights.
         exit_layers: after how many decoder layers to keep the states, beside the final ones.
         on_progress: called with (rows done, rows in all) after every batch.
@@ -142,110 +145,113 @@ def collect(
     Raises:
         UsageError: the folder holds other text, another model's, or other layers; it is left as is.
     """
-    meta = {"model": model_name, "model_sha256": model_sha256, "exit_layers": list(exit_layers)}
-    if not (folder / "meta.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        progress = _Progress(folder, documents, meta)
-        lengths = _write_states(model, documents, folder, exit_layers, progress, on_progress)
-        prompts = [document.prompt_length for document in documents]
-        tasks = [document.task for document in documents]
-        meta |= {"lengths": lengths, "prompt_lengths": prompts, "tasks": tasks}
-        (folder / "meta.json").write_text(json.dumps(meta))
-        progress.end()
-        return FeatureStore(folder)
+    if not (folder / _INDEX).exists():
+        about = {"model": model_name, "model_sha256": model_sha256, "exit_layers": [*exit_layers]}
+        _begin(folder, {**about, "hidden_size": model.config.hidden_size})
     store = FeatureStore(folder)
-    _check(store, documents, meta)
+    _check(store, documents, model_name, model_sha256, exit_layers)
+    total = sum(len(document.tokens) for document in documents)
+    for shard in _shards(documents[len(store.spans) :]):
+        on_rows = partial(_report, on_progress, len(store.tokens), total)
+        store = _grown(store, shard, _states(model, shard, store.exit_layers, on_rows))
     return store
 
 
-def _check(store: FeatureStore, documents: Sequence[Document], wanted: Mapping[str, Any]) -> None:
-    folder, name = store.folder, wanted["model"]
-    # Features made before hashes were kept are known by the model's name alone.
-    if store.model != name or store.model_sha256 not in ("", wanted["model_sha256"]):
+def _report(on_progress: Callable[[int, int], None], before: int, total: int, rows: int) -> None:
+    on_progress(before + rows, total)
+
+
+def _check(
+    store: FeatureStore,
+    documents: Sequence[Document],
+    name: str,
+    sha256: str,
+    exit_layers: Sequence[int],
+) -> None:
+    folder = store.folder
+    if (store.model, store.model_sha256) != (name, sha256):
         raise UsageError(f"{folder} holds features of {store.model}, not of this {name}")
-    if not store.holds(documents):
-        raise UsageError(f"{folder} holds features of other text; give another --features folder")
-    if missing := set(wanted["exit_layers"]) - set(store.exit_layers):
+    if not store.begins(documents):
+        raise UsageError(
+            f"{folder} holds features of other text, which may only grow at its end; give another "
+            "--features folder"
+        )
+    if missing := set(exit_layers) - set(store.exit_layers):
         raise UsageError(
             f"{folder} lacks layer {missing.pop()}, it has {', '.join(map(str, store.exit_layers))}"
             "; give one of these, or another --features folder"
         )
 
 
+def _begin(folder: Path, about: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokens.bin", *map(_states_file, (*about["exit_layers"], FINAL))):
+        (folder / name).write_bytes(b"")
+    _write_index(folder, {**about, "lengths": [], "prompt_lengths": [], "tasks": []})
+
+
+def _grown(
+    store: FeatureStore, shard: Sequence[Document], states: Mapping[int | str, NDArray[np.float16]]
+) -> FeatureStore:
+    """The store with a shard more: first its rows, then the index that knows them."""
+    rows, about = len(store.tokens), store.about
+    tokens = np.array([token for document in shard for token in document.tokens], np.int32)
+    _append(store.folder / "tokens.bin", tokens, rows)
+    for layer, array in states.items():
+        _append(store.folder / _states_file(layer), array, rows)
+    more: dict[str, list[Any]] = {
+        "lengths": [len(document.tokens) for document in shard],
+        "prompt_lengths": [document.prompt_length for document in shard],
+        "tasks": [document.task for document in shard],
+    }
+    _write_index(store.folder, about | {key: about[key] + new for key, new in more.items()})
+    return FeatureStore(store.folder)
+
+
+def _append(path: Path, array: NDArray[Any], rows: int) -> None:
+    """Write ``array`` behind the first ``rows`` rows, over whatever a kill has left there."""
+    with path.open("rb+") as file:
+        file.seek(rows * array[:1].nbytes)
+        file.truncate()
+        array.tofile(file)
+
+
+def _write_index(folder: Path, about: Mapping[str, Any]) -> None:
+    write_whole(folder / _INDEX, json.dumps(about))
+
+
+def _states_file(layer: int | str) -> str:
+    return f"hidden_{layer}.bin"
+
+
+def _shards(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
+    start = tokens = 0
+    for index, document in enumerate(documents, start=1):
+        tokens += len(document.tokens)
+        if tokens >= _SHARD_TOKENS or index == len(documents):
+            yield documents[start:index]
+            start, tokens = index, 0
+
+
 @torch.inference_mode()
-def _write_states(
+def _states(
     model: Any,
     documents: Sequence[Document],
-    folder: Path,
     exit_layers: Sequence[int],
-    progress: _Progress,
-    on_progress: Callable[[int, int], None],
-) -> list[int]:
-    """Run the target once over ``documents``; returns how many tokens each of them has."""
+    on_rows: Callable[[int], None],
+) -> dict[int | str, NDArray[np.float16]]:
+    """The target's states (rows, H) over some documents, by layer."""
     lengths = [len(document.tokens) for document in documents]
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    flat = np.fromiter((token for d in documents for token in d.tokens), dtype=np.int32)
-    np.save(folder / "tokens.npy", flat)
-    shape = (len(flat), model.config.hidden_size)
-    arrays = _create_arrays(folder, exit_layers, shape, anew=not progress.batches)
-    done, found = 0, progress.batches
-    for index, batch in enumerate(_batches(lengths)):
-        done += sum(lengths[i] for i in batch)
-        if index < found:
-            continue
-        _run_batch(model, [documents[i] for i in batch], starts[batch].tolist(), arrays)
-        if (index + 1) % _BATCHES_AT_RISK == 0:
-            _flush(arrays)
-            progress.set(index + 1)
-        on_progress(done, len(flat))
-    _flush(arrays)
-    return lengths
-
-
-def _flush(arrays: _Arrays) -> None:
-    for array in arrays.values():
-        array.flush()
-
-
-class _Progress:
-    """How many batches of one collection are on disk, in ``progress.json``."""
-
-    def __init__(
-        self, folder: Path, documents: Sequence[Document], meta: Mapping[str, Any]
-    ) -> None:
-        self._path = folder / "progress.json"
-        digest = sha256(json.dumps(meta).encode())
-        for document in documents:
-            digest.update(np.array([len(document.tokens), *document.tokens], np.int32).tobytes())
-        self._of = digest.hexdigest()
-        found = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self.batches: int = found["batches"] if found.get("of") == self._of else 0
-
-    def set(self, batches: int) -> None:
-        with replacing(self._path) as scratch:
-            scratch.write_text(json.dumps({"of": self._of, "batches": batches}))
-
-    def end(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-
-def _layer_path(folder: Path, layer: int | str) -> Path:
-    return folder / f"hidden_{layer}.npy"
-
-
-def _create_arrays(
-    folder: Path, exit_layers: Sequence[int], shape: tuple[int, int], *, anew: bool
-) -> _Arrays:
+    shape = (sum(lengths), model.config.hidden_size)
     layers: list[int | str] = [*exit_layers, FINAL]
-    if not anew:
-        opened = (np.load(_layer_path(folder, layer), mmap_mode="r+") for layer in layers)
-        return dict(zip(layers, opened, strict=True))
-    return {
-        layer: np.lib.format.open_memmap(
-            _layer_path(folder, layer), mode="w+", dtype=np.float16, shape=shape
-        )
-        for layer in layers
-    }
+    arrays = {layer: np.empty(shape, np.float16) for layer in layers}
+    done = 0
+    for batch in _batches(lengths):
+        _run_batch(model, [documents[i] for i in batch], starts[batch].tolist(), arrays)
+        done += sum(lengths[i] for i in batch)
+        on_rows(done)
+    return arrays
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -264,7 +270,7 @@ def _run_batch(
     model: Any,
     documents: Sequence[Document],
     starts: Sequence[int],
-    arrays: _Arrays,
+    arrays: Mapping[int | str, NDArray[np.float16]],
 ) -> None:
     # Padding is on the right, so no real position can see it under the causal mask.  [B, S]
     ids = pad_sequence([torch.tensor(d.tokens) for d in documents], batch_first=True)

@@ -104,13 +104,14 @@ class _Text:
 def _read(plan: FitPlan, tokenizer: Any) -> _Text:
     documents: list[Document] = []
     files: list[dict[str, str | int]] = []
-    for path in (*plan.texts, *([plan.held_back] if plan.held_back else [])):
-        start, found = len(documents), read_documents(path, tokenizer)
+    # What is held back comes first: the store of features can grow where the text does.
+    for path in (*([plan.held_back] if plan.held_back else []), *plan.texts):
+        found = read_documents(path, tokenizer)
         tokens = sum(len(document.tokens) for document in found)
         named: dict[str, str | int] = {"file": path.name, "sha256": sha256_of(path)}
         files.append({**named, "documents": len(found), "tokens": tokens})
         documents += found
-    held_back = range(start, len(documents)) if plan.held_back else None
+    held_back = range(int(files[0]["documents"])) if plan.held_back else None
     _check(documents, held_back)
     return _Text(documents, held_back, files)
 
@@ -125,8 +126,8 @@ def _check(documents: Sequence[Document], held_back: range | None) -> None:
             "validate are needed; give more --text"
         )
     if held_back is not None:
-        prompts = answered(documents[held_back.start :])
-        both = sum(d.tokens[: d.prompt_length] in prompts for d in documents[: held_back.start])
+        prompts = answered(documents[: held_back.stop])
+        both = sum(d.tokens[: d.prompt_length] in prompts for d in documents[held_back.stop :])
         if both or not prompts:
             reason = f"has {both} prompts of --text" if both else "has no answers"
             raise UsageError(f"the --held-back file {reason}; give answers to other prompts")

@@ -81,56 +81,47 @@ def test_features_are_the_models_hidden_states(model: Any, store: FeatureStore) 
             found = store.hidden(layer)[start:end].astype(np.float32)
             # float16 keeps eleven bits; padding would show as a far larger error.
             np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-3, atol=1e-3)
-    assert store.holds(counting(40))
-    assert not store.holds(counting(39))
+    assert store.begins(counting(41))
+    assert not store.begins(counting(39))
     with pytest.raises(KeyError, match=r"there are \(1, 2\)"):
         store.hidden(3)
 
 
-def test_a_stopped_collection_goes_on(
+def test_a_store_grows_when_it_was_stopped_or_the_text_did(
     model: Any, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "BATCH_TOKENS", 40)
-    monkeypatch.setattr(features, "_BATCHES_AT_RISK", 2)
-    wanted = {"model_name": "tiny", "exit_layers": [1, 2]}
-    calls: list[int] = []
+    monkeypatch.setattr(features, "_SHARD_TOKENS", 70)
 
-    def stopped(done: int, total: int) -> None:
-        calls.append(done)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
+    def grow(documents: list[Document], stop_at: int = 10**6) -> FeatureStore:
+        def check(done: int, total: int) -> None:
+            assert total == sum(len(document.tokens) for document in documents)
+            seen.append(done)
+            if done >= stop_at:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        collect(model, counting(40), tmp_path, **wanted, on_progress=stopped)
-    seen: list[tuple[int, int]] = []
-    found = collect(
-        model, counting(40), tmp_path, **wanted, on_progress=lambda *at: seen.append(at)
-    )
-    assert seen[0][0] == calls[6], "the seventh batch is the first that was not sure to be on disk"
-    assert seen[-1][0] == seen[-1][1]
-    for layer in (1, 2, FINAL):
-        np.testing.assert_allclose(found.hidden(layer), store.hidden(layer), rtol=1e-2, atol=1e-3)
-    assert not (tmp_path / "progress.json").exists()
+        return collect(
+            model, documents, tmp_path, model_name="tiny", exit_layers=[1, 2], on_progress=check
+        )
 
-
-def test_a_stopped_collection_of_other_text_begins_anew(
-    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(features, "_BATCHES_AT_RISK", 1)
-    monkeypatch.setattr(features, "BATCH_TOKENS", 40)
-
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    wanted = {"model_name": "tiny", "exit_layers": [1]}
-    with pytest.raises(KeyboardInterrupt):
-        collect(model, counting(40), tmp_path, **wanted, on_progress=stop)
     seen: list[int] = []
-    store = collect(
-        model, counting(30), tmp_path, **wanted, on_progress=lambda done, _: seen.append(done)
-    )
-    assert seen[0] < 40, "batches of another text were taken for this one's"
-    assert np.abs(store.hidden(1).astype(np.float32)).sum(1).min() > 0, "rows were left out"
+    with pytest.raises(KeyboardInterrupt):
+        grow(counting(30), stop_at=200)
+    kept = len(FeatureStore(tmp_path).tokens)
+    assert 100 < kept < 200, "finished shards must be there after a kill"
+    for name in ("tokens.bin", "hidden_2.bin"):  # as a kill between rows and index leaves them
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"torn")
+    seen.clear()
+    grow(counting(30))
+    assert kept < seen[0] <= kept + 70, "what was on disk was read again, or rows were left out"
+    grown = grow(counting(40))
+    assert grown.begins(counting(40))
+    assert grown.spans == store.spans
+    for layer in (1, 2, FINAL):
+        np.testing.assert_allclose(grown.hidden(layer), store.hidden(layer), rtol=1e-2, atol=1e-3)
+    with pytest.raises(UsageError, match="only grow at its end"):
+        grow(counting(39))
 
 
 def test_a_document_has_a_prompt() -> None:
