@@ -85,7 +85,7 @@ def distil(
     finished = _finished(output)
     found = done = sum(prompt.asked in finished for prompt in wanted)
     later = _LaterTurns(loaded.tokenizer, settings)
-    waiting = _Waiting(later.unanswered(wanted, finished), _WAITING_PER_PLACE * settings.batch)
+    waiting = Waiting(later.unanswered(wanted, finished), _WAITING_PER_PLACE * settings.batch)
     answered = tokens = 0
     on_progress(done, len(wanted))
     with output.open("ab") as file:
@@ -158,7 +158,7 @@ class _LaterTurns:
                 yield prompt
 
 
-class _Waiting:
+class Waiting:
     """Prompts that wait; the next one is of like length: texts side by side waste no attention.
 
     The lengths go up and down: after the longest prompt at hand comes the one below it.
@@ -172,11 +172,13 @@ class _Waiting:
         self._length, self._upwards = 0, True
 
     def add(self, prompt: Prompt | None) -> None:
+        """Let a prompt wait, if there is one."""
         if prompt is not None:
             insort(self._sorted, (len(prompt.ids), self._added, prompt))
             self._added += 1
 
     def take(self) -> Prompt | None:
+        """The next prompt to be answered; None: none waits now."""
         while len(self._sorted) < self._at_hand and (prompt := next(self._prompts, None)):
             self.add(prompt)
         if not self._sorted:
@@ -190,7 +192,7 @@ class _Waiting:
 
 
 def _answers(
-    loaded: LoadedModel, waiting: _Waiting, settings: DistilSettings
+    loaded: LoadedModel, waiting: Waiting, settings: DistilSettings
 ) -> Iterator[tuple[Prompt, Question, tuple[int, ...]]]:
     asked: dict[Question, Prompt] = {}
 

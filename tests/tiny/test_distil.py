@@ -18,10 +18,11 @@ from specbench_kangaroo.training.answering import drawn
 from specbench_kangaroo.training.distil import (
     Distilled,
     DistilSettings,
+    Waiting,
     distil,
 )
 from specbench_kangaroo.training.features import Document
-from specbench_kangaroo.training.text import read_documents, read_prompts
+from specbench_kangaroo.training.text import Prompt, read_documents, read_prompts
 
 from .models import CONTEXT, FAMILIES, random_model
 
@@ -170,6 +171,20 @@ def by_turns(path: Path) -> dict[tuple[str, ...], Sequence[int]]:
         (*record.get("history", []), record["prompt"]): record["response_ids"]
         for record in lines(path)
     }
+
+
+def test_prompts_side_by_side_are_of_like_length() -> None:
+    lengths = np.random.default_rng(0).permutation(200).tolist()
+    prompts = [Prompt(str(length), "", "", (5,) * length) for length in lengths]
+    waiting = Waiting(iter(prompts), 50)
+    taken = []
+    while (prompt := waiting.take()) is not None:
+        taken.append(len(prompt.ids))
+        if len(taken) == 100:
+            waiting.add(Prompt("a later turn", "", "", (5,) * 1000))
+    assert sorted(taken) == [*range(200), 1000], "each prompt once, those added meanwhile too"
+    turns = np.count_nonzero(np.diff(np.sign(np.diff(taken))))
+    assert turns <= 8, "lengths jump about: short texts wait for the attention of long ones"
 
 
 def test_limit_counts_what_is_there(prompts: Path, tmp_path: Path) -> None:
