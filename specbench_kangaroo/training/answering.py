@@ -70,6 +70,9 @@ class Answering:
             answer, so an answer may bring a question.
         places: how many texts grow side by side.
         max_prompt_tokens: of any question; with ``max_new_tokens`` the room of a place.
+
+    Raises:
+        UsageError: the family's layers, run one by one, do not give what the model itself gives.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Answering:
         self._texts: dict[int, _Text] = {}  # by place
         self._model: Any = loaded.model
         self._passes = Passes(loaded.model, places, max_prompt_tokens + max_new_tokens)
+        self._passes.check()
 
     def __iter__(self) -> Iterator[tuple[Question, tuple[int, ...]]]:
         """Until nothing is being answered and no question is left."""

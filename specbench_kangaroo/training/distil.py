@@ -76,7 +76,8 @@ def distil(
             all), before the first answer and after each.
 
     Raises:
-        UsageError: unreadable prompts, a gzipped output, or a context too short for the settings.
+        UsageError: unreadable prompts, a gzipped output, a context too short for the settings, or
+            a family whose layers cannot be run one by one.
     """
     _check(loaded, output, settings)
     known = read_prompts(prompts, loaded.tokenizer, template=settings.template)

@@ -17,11 +17,13 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
-from specbench_kangaroo.engine.families import layout_of
+from specbench_kangaroo.engine.families import layout_of, not_by_range
 from specbench_kangaroo.engine.linear import capped
 
 _ATTENTION = "specbench-many-texts"
 _PLACES_TOGETHER = 16  # whose keys are read by one operation
+_CHECK_TOKENS = 7
+_CHECK_TOLERANCE = 0.1  # of the largest logit: bfloat16's rounding, while another model is far off
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,30 @@ class Passes:
     def __init__(self, model: Any, places: int, capacity: int) -> None:
         self._model = model
         self._layout = layout_of(model)
-        self._shape = (places, capacity)
+        self._shape = (places, max(capacity, _CHECK_TOKENS))
         self._keys: dict[int, Tensor] = {}  # by layer: [B, n_kv, capacity, d]
         self._values: dict[int, Tensor] = {}
         self._where: Any = None  # the rows' places and positions in these
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Compare a prompt and a step with the model's own forward pass.
+
+        Raises:
+            UsageError: the family computes something else beside its layers.
+        """
+        ids = ((torch.arange(_CHECK_TOKENS) * 7919) % self._model.config.vocab_size).tolist()
+        others = [0] * (self._shape[0] - 1)
+        with our_attention(self._model, "eager"):  # the one that every family is written for
+            own = self._model(torch.tensor([ids]).to(self._model.device), use_cache=False)
+        with our_attention(self._model):
+            first = self.prefill([0], [ids[:-1]])
+            second = self.step([ids[-1], *others], [len(ids) - 1, *others])[:1]
+        wanted = own.logits[0, -2:].float()
+        error = (torch.cat((first, second)).float() - wanted).abs().max() / wanted.abs().max()
+        if not error < _CHECK_TOLERANCE:
+            reason = "its layers, run one by one, do not give its own logits"
+            raise not_by_range(self._model, reason)
 
     def prefill(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read prompts into empty places: logits [P, V] after the last token of each."""
@@ -129,10 +151,10 @@ class Passes:
 
 
 @contextmanager
-def our_attention(model: Any) -> Iterator[None]:
+def our_attention(model: Any, implementation: str = _ATTENTION) -> Iterator[None]:
     """Meanwhile the model's attention modules compute as :class:`Passes` needs it."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(_ATTENTION)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:

@@ -214,13 +214,24 @@ def test_draws_choose_tokens_as_often_as_they_are_likely() -> None:
     assert drawn(logits, 0.7, 1 - 1e-12) == 3, "rounding must not lead past the vocabulary"
 
 
-def test_what_cannot_work_is_said_before_the_first_answer(prompts: Path, tmp_path: Path) -> None:
+def test_what_cannot_work_is_said_before_the_first_answer(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = load()
     with pytest.raises(UsageError, match="then gzip it"):
         distil(loaded, prompts, tmp_path / "out.jsonl.gz", SETTINGS)
     settings = DistilSettings(max_new_tokens=60, max_prompt_tokens=20)
     with pytest.raises(UsageError, match="context of tiny is 64 tokens"):
         distil(loaded, prompts, tmp_path / "out.jsonl", settings)
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:  # as families have it that do more than layers
+        output = type(loaded.model).forward(loaded.model, *args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    monkeypatch.setattr(loaded.model, "forward", scaled)
+    with pytest.raises(UsageError, match="run one by one, do not give its own logits"):
+        distil(loaded, prompts, tmp_path / "o", SETTINGS)
     with pytest.raises(UsageError, match=r"--min-temperature 1.5 is above --max-temperature 1.0"):
         distil(loaded, prompts, tmp_path / "o", replace(SETTINGS, min_temperature=1.5))
 
