@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode

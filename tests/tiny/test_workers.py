@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -44,6 +43,7 @@ from specbench_kangaroo.run.workers.dealing import (
 )
 from specbench_kangaroo.run.workers.session import Workers, devices_differ, load_all, merged
 from specbench_kangaroo.run.workers.worker import Worker
+from tests.changes import replace
 from tests.unit.runs import make_answer, make_judgement, make_manifest
 
 from .bench import Stub, make_bench, save_model, save_questions

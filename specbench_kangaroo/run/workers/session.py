@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import first_difference
@@ -151,7 +152,7 @@ def merged(manifests: Sequence[Manifest], *, name: str, command: str) -> Manifes
         refuse_disagreement(worker, manifest, first)
     environments = [dict(manifest.environment) for manifest in manifests]
     environment = {**first.environment, "workers": environments}
-    return replace(first, name=name, command=command, environment=environment)
+    return structs.replace(first, name=name, command=command, environment=environment)
 
 
 def devices_differ(manifests: Sequence[Manifest]) -> str | None:
