@@ -26,11 +26,13 @@ def as_line(value: Any) -> bytes:
     """One JSON line.  ASCII only: no text can hold a byte that a reader takes for a line's end.
 
     Raises:
-        ValueError: a text holds half a character, which no file can.
+        ValueError: a record that no reader would take, or a text with half a character.
     """
     line = msgspec.json.encode(value)
     if not line.isascii():
         line = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line.decode()).encode()
+    if isinstance(value, msgspec.Struct) and msgspec.json.decode(line, type=type(value)) != value:
+        raise ValueError("a value is no number")  # for which JSON has null
     return line + b"\n"
 
 

@@ -70,7 +70,8 @@ def read_run(folder: Path) -> Run:
         UsageError: no run, a missing or malformed file, or a newer schema version.
     """
     manifest = read_manifest(folder)
-    copies = None if manifest.schema_version < 3 else read_copies(folder)
+    old = manifest.schema_version < 3
+    copies = None if old else read_copies(folder)
     if copies is None or not {answer.entry for answer in copies[0]} <= set(manifest.labels):
         answers, tables = [], [STEP_SCHEMA.empty_table()]
         for some, table in in_tables(read_answers(folder, manifest)):
@@ -78,8 +79,7 @@ def read_run(folder: Path) -> Run:
             tables.append(table)
         copies = answers, pa.concat_tables(tables)
     keys = {answer.key for answer in copies[0]}
-    old = manifest.schema_version < 3
-    verdicts = _read_records(folder / LOSSLESS, Judgement, old=old)
+    verdicts = read_records(folder / LOSSLESS, Judgement, old=old)
     # By key: a verdict whose generation was lost with the machine is given a second time.
     judged = {item.key: item for item in verdicts if item.key in keys}
     return Run(
@@ -119,25 +119,21 @@ def read_answers(folder: Path, manifest: Manifest) -> Iterator[Any]:
         yield line
 
 
-def read_verdicts(folder: Path) -> list[Judgement]:
-    """All lines of ``lossless.jsonl``.
-
-    Raises:
-        UsageError: a malformed line other than a torn last one.
-    """
-    return _read_records(folder / LOSSLESS, Judgement)
-
-
 def read_device_log(folder: Path) -> tuple[BlockEdge, ...]:
     """The states of a run, in order; none if they were not measured.
 
     Raises:
         UsageError: a malformed line other than a torn last one.
     """
-    return tuple(_read_records(folder / DEVICE, BlockEdge))
+    return tuple(read_records(folder / DEVICE, BlockEdge))
 
 
-def _read_records(path: Path, kind: type[R], *, old: bool = False) -> list[R]:
+def read_records(path: Path, kind: type[R], *, old: bool = False) -> list[R]:
+    """All lines of a file, none if there is none; ``old``: of a schema version before 3.
+
+    Raises:
+        UsageError: a malformed line other than a torn last one.
+    """
     decode = decoder(kind, old=old)
     return [item for _, item in numbered(path, decode, kind.__name__)] if path.is_file() else []
 

@@ -13,11 +13,10 @@ with a row per generation and a row per step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -39,7 +38,7 @@ from specbench_kangaroo.record.manifest import (
     refuse_difference,
     write_manifest,
 )
-from specbench_kangaroo.record.reader import LOSSLESS, Run, read_answers, read_run, read_verdicts
+from specbench_kangaroo.record.reader import LOSSLESS, Run, read_answers, read_records, read_run
 from specbench_kangaroo.record.schema import (
     COMPLETE,
     SCHEMA_VERSION,
@@ -125,11 +124,9 @@ class RunWriter:
         if key in self._finished:
             raise ValueError(f"{key} is already in {self.folder}")
         line = Line(**msgspec.structs.asdict(generation), steps=steps_of(steps))
-        content = _checked_line(line, key)
-        try:
+        with _recording(key):
             refuse_contradictions(line)
-        except ValueError as error:
-            raise _unrecorded(key, error) from error
+            content = as_line(line)
         self._generations.append(content)
         self._finished[key] = generation
 
@@ -142,7 +139,9 @@ class RunWriter:
         """
         if judgement.key in self.judged:
             raise ValueError(f"{judgement.key} is already judged in {self.folder}")
-        self._lossless.append(_checked_line(judgement, judgement.key))
+        with _recording(judgement.key):
+            content = as_line(judgement)
+        self._lossless.append(content)
         self.judged.add(judgement.key)
 
     def close(self, status: str) -> None:
@@ -193,7 +192,7 @@ class RunWriter:
 
     def _recover_verdicts(self, path: Path) -> None:
         """A verdict on an answer that is to be given anew must not become the new one's."""
-        verdicts = {item.key: item for item in read_verdicts(self.folder)}
+        verdicts = {item.key: item for item in read_records(path, Judgement)}
         kept = [item for key, item in verdicts.items() if key in self._finished]
         self.judged = {item.key for item in kept}
         if len(kept) == len(verdicts):
@@ -203,21 +202,13 @@ class RunWriter:
             temporary.write_bytes(b"".join(map(as_line, kept)))
 
 
-def _checked_line(record: Any, key: GenerationKey) -> bytes:
-    """A line that reads back as the record it was made of."""
+@contextmanager
+def _recording(key: GenerationKey) -> Iterator[None]:
     try:
-        content = as_line(record)
-        if msgspec.json.decode(content, type=type(record)) != record:
-            raise ValueError("a value of it is no number")  # in JSON it would be missing
+        yield
     except (TypeError, ValueError) as error:
-        raise _unrecorded(key, error) from error
-    return content
-
-
-def _unrecorded(key: GenerationKey, error: Exception) -> UsageError:
-    return UsageError(
-        f"{key} cannot be recorded ({one_line(error)}); correct its method, or leave it out"
-    )
+        problem = f"{key} cannot be recorded ({one_line(error)})"
+        raise UsageError(f"{problem}; correct its method, or leave it out") from error
 
 
 def _taken(folder: Path) -> UsageError:
