@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from specbench_kangaroo.record.checks import from_plain, shown
+import msgspec
+from msgspec import Meta, Struct
+
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.files import write_whole
-from specbench_kangaroo.record.jsonl import parsed, plain, reading
-from specbench_kangaroo.record.schema import (
-    DEFAULT_TEMPLATE,
-    SCHEMA_VERSION,
-    EntryRecord,
-    Manifest,
-)
+from specbench_kangaroo.record.jsonl import one_line, parsed, reading, upgraded
+from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, SCHEMA_VERSION, Amount, Manifest
 
 MANIFEST = "run.json"
 
@@ -26,19 +21,27 @@ MANIFEST = "run.json"
 # out: a run may go on after a restart of the machine.
 _IDENTITY = ("model", "questions", "hashes", "baseline", "entries", "settings")
 _ABSENT = "absent"
-_DEVICE = re.compile(r"\w+(:\d{1,4})?")
-# What figures and comparisons read of the parts that have no fixed fields.
-_READ: Sequence[tuple[str, str, tuple[type, ...]]] = (
-    ("settings", "temperature", (int, float)),
-    ("settings", "max_new_tokens", (int,)),
-    ("settings", "dtype", (str,)),
-    ("settings", "device", (str,)),
-    ("environment", "cpu", (str,)),
-    ("environment", "gpus", (list,)),
-)
 
 SETTINGS_BEFORE: Mapping[str, Any] = {"template": DEFAULT_TEMPLATE, "workers": 1}
 """Settings that older versions did not record, with the value that those had for all runs."""
+
+
+class _Settings(Struct):
+    """What figures and comparisons read of the settings, which have no fixed fields."""
+
+    temperature: Amount | None = None
+    max_new_tokens: int | None = None
+    dtype: str | None = None
+    device: Annotated[str, Meta(pattern=r"^\w+(:\d{1,4})?$")] | None = None
+
+
+class _Gpu(Struct):
+    name: str
+
+
+class _Environment(Struct):
+    cpu: str | None = None
+    gpus: tuple[_Gpu, ...] | None = None
 
 
 class Difference(NamedTuple):
@@ -53,9 +56,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes ``run.json`` whole or not at all.
 
     Raises:
+        UsageError: a value in it cannot be recorded.
         StorageError: the disk refuses.
     """
-    write_whole(folder / MANIFEST, json.dumps(plain(manifest), indent=2) + "\n")
+    try:
+        text = json.dumps(msgspec.to_builtins(manifest), indent=2, allow_nan=False)
+        _manifest(parsed(text.encode()))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"cannot record this run in {folder / MANIFEST}: {one_line(error)}; give another value"
+        ) from error
+    write_whole(folder / MANIFEST, f"{text}\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -72,46 +83,35 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         with reading(path):
             content = parsed(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object, found {shown(content)}")
         version = content.get("schema_version")
+        if type(version) is int and version > SCHEMA_VERSION:
+            raise UsageError(
+                f"{path}: schema version {one_line(version)} is newer than {SCHEMA_VERSION}, the "
+                "newest that this version reads; upgrade specbench-kangaroo"
+            )
         if type(version) is not int or version < 1:
-            raise ValueError(f"schema_version is {shown(version)}")
-    except ValueError as error:
-        raise UsageError(f"{path}: not a manifest ({error}); restore the file") from error
-    if version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest that "
-            "this version reads; upgrade specbench-kangaroo"
-        )
-    try:
+            raise ValueError(f"schema_version is {version!r}")
         return _manifest(content)
     except ValueError as error:
-        raise UsageError(f"{path}: not a manifest ({error}); restore the file") from error
+        raise UsageError(f"{path}: not a manifest ({one_line(error)}); restore the file") from error
 
 
-def _manifest(content: dict[str, Any]) -> Manifest:
-    manifest = from_plain(Manifest, content)
-    entries: dict[str, EntryRecord] = {}
-    for label, record in manifest.entries.items():
-        if not isinstance(record, dict):
-            raise ValueError(f"entries.{label} must be an object, not {shown(record)}")
-        entries[label] = from_plain(EntryRecord, record)
-    _check_free_parts(manifest)
-    return replace(manifest, entries=entries)
-
-
-def _check_free_parts(manifest: Manifest) -> None:
-    for of, what, kinds in _READ:
-        value = getattr(manifest, of).get(what)
-        if value is not None and type(value) not in kinds:
-            raise ValueError(f"{of}.{what} is {shown(value)}")
-    device = manifest.settings.get("device")
-    if device is not None and not _DEVICE.fullmatch(device):
-        raise ValueError(f"settings.device is {shown(device)}")
-    for gpu in manifest.environment.get("gpus") or ():
-        if not isinstance(gpu, dict) or not isinstance(gpu.get("name"), str):
-            raise ValueError("environment.gpus must be a list of objects with a name")
+def _manifest(content: Mapping[str, Any]) -> Manifest:
+    if content["schema_version"] < 3:
+        content = upgraded(content)
+        if isinstance(entries := content.get("entries"), dict):  # a method's name was its label
+            entries = {
+                label: {"method": label} | of if isinstance(of, dict) else of
+                for label, of in entries.items()
+            }
+            content = {**content, "entries": entries}
+    manifest = msgspec.convert(content, Manifest)
+    for name, kind in (("settings", _Settings), ("environment", _Environment)):
+        try:
+            msgspec.convert(getattr(manifest, name), kind)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return manifest
 
 
 def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
@@ -130,12 +130,12 @@ def first_difference(stored: Manifest, given: Manifest) -> Difference | None:
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
-    content = plain(manifest)
+    # Through JSON, so that a value compares equal with what a file has made of it.
+    content = json.loads(json.dumps(msgspec.to_builtins(manifest)))
     content["settings"] = {**SETTINGS_BEFORE, **content["settings"]}
     for record in content["entries"].values():
         del record["weights_record"]  # provenance: the hash of the weights says it all
-    # Through JSON, so that a value compares equal with what a file has made of it.
-    return {name: json.loads(json.dumps(content[name])) for name in _IDENTITY}
+    return {name: content[name] for name in _IDENTITY}
 
 
 def _first_difference(path: str, stored: Any, given: Any) -> Difference | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode

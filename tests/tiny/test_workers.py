@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -43,6 +42,7 @@ from specbench_kangaroo.run.workers.dealing import (
 )
 from specbench_kangaroo.run.workers.session import devices_differ, load_all, merged, runner_of
 from specbench_kangaroo.run.workers.worker import Worker
+from tests.changes import replace
 from tests.unit.runs import make_answer, make_judgement, make_manifest
 
 from .bench import Stub, make_bench, save_model, save_questions
@@ -226,11 +226,11 @@ def test_a_half_finished_question_is_completed_where_it_was_begun(tmp_path: Path
     whole = run(HereCrew(benches), benches, tmp_path / "run")
     # A driver that was killed between the second and the third line of question 1.
     lines = (tmp_path / "run" / "generations.jsonl").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if '"question_id": 1,' not in line]
-    begun = [line for line in lines if '"question_id": 1,' in line][:2]
-    begun = [line.replace('"worker": 0', '"worker": 1') for line in begun]
+    kept = [line for line in lines if '"question_id":1,' not in line]
+    begun = [line for line in lines if '"question_id":1,' in line][:2]
+    begun = [line.replace('"worker":0', '"worker":1') for line in begun]
     assert len(kept) == 4
-    assert '"worker": 1' in begun[0]
+    assert '"worker":1' in begun[0]
     (tmp_path / "run" / "generations.jsonl").write_text("".join(kept + begun))
     crew = HereCrew(benches)
     found = run(crew, benches, tmp_path / "run", resume=True)

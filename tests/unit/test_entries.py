@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.gate.regression import compare
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import SCHEMA_VERSION
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
 from specbench_kangaroo.report.documents import csv_text, latex, markdown
 from specbench_kangaroo.report.figures.catalogue import FIGURES, figures_of
@@ -24,6 +22,7 @@ from specbench_kangaroo.report.spec_bench_answers import answer_files
 from specbench_kangaroo.run.config import Entry, entries_of
 from specbench_kangaroo.stats.summary import Summary, summarise, to_json
 from specbench_kangaroo.tuning.rerun import command_line, request_again
+from tests.changes import replace
 from tests.unit.runs import make_answer, make_entries, make_manifest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -231,41 +230,37 @@ def test_an_entry_without_steps_is_in_reports_and_figures(
 # --- older schemas ---
 
 
-def test_a_run_of_version_2_goes_on_and_holds_records_of_both(tmp_path: Path) -> None:
-    """Torn as by a kill, with steps in the journal, as version 2 wrote them."""
+def test_a_run_of_version_2_that_was_killed_is_read_whole(tmp_path: Path) -> None:
+    """Torn as by a kill, with its steps in the journal, as version 2 wrote them."""
     folder = tmp_path / "run"
     with RunWriter.create(folder, make_manifest()) as writer:
         for label in ("vanilla", "kangaroo"):
             writer.append(*make_answer(0, label))
-        writer._journal.close()  # killed here: nothing is settled
-        journal = (folder / "steps.jsonl").read_text()
-    old = {"entry": "method", "nodes": "rows", "entries": "methods"}
-    lines = (folder / "generations.jsonl").read_text().replace('"entry":', '"method":')
-    (folder / "generations.jsonl").write_text(lines + '{"method": "vanil')
-    journal = journal.replace('"entry":', '"method":').replace('"nodes":', '"rows":')
-    (folder / "steps.jsonl").write_text(journal)
-    (folder / "steps.parquet").unlink(missing_ok=True)
+    copies = [path.unlink() for path in folder.glob("*.parquet")]
+    assert len(copies) == 2
+    lines, journal = [], []
+    for line in map(json.loads, (folder / "generations.jsonl").read_text().splitlines()):
+        steps = line.pop("steps")
+        steps["rows"] = steps.pop("nodes")
+        line["method"] = line.pop("entry")
+        key = {name: line[name] for name in ("method", "question_id", "turn", "repeat")}
+        of_step = [dict(zip(steps, row, strict=True)) for row in zip(*steps.values(), strict=True)]
+        lines.append(json.dumps(line) + "\n")
+        journal.append(json.dumps(key | {"steps": of_step}) + "\n")
+    (folder / "generations.jsonl").write_text("".join(lines) + '{"method": "vanil')
+    (folder / "steps.jsonl").write_text("".join(journal) + '{"method": "kanga')
     content = json.loads((folder / "run.json").read_text())
-    content = {old.get(name, name): value for name, value in content.items()}
+    content["methods"] = content.pop("entries")
     for record in content["methods"].values():
         del record["method"]
     (folder / "run.json").write_text(json.dumps(content | {"schema_version": 2}))
 
-    before = read_run(folder)
-    assert before.manifest.entries["kangaroo"].method == "kangaroo"
-    assert before.manifest.schema_version == 2
-    with RunWriter.resume(folder, make_manifest()) as writer:
-        assert len(writer.finished) == 2
-        for label in ("vanilla", "kangaroo"):
-            writer.append(*make_answer(1, label))
-    text = (folder / "generations.jsonl").read_text()
-    kinds = [set(json.loads(line)) for line in text.splitlines()]
-    assert ["method" in names for names in kinds] == [True, True, False, False]
-    after = read_run(folder)
-    assert after.manifest.schema_version == SCHEMA_VERSION
-    assert after.generations["entry"].tolist() == ["vanilla", "kangaroo"] * 2
-    assert after.steps["nodes"].tolist() == [1] * 12 + [5] * 4 + [1] * 12 + [5] * 4
-    assert summarise(after).entries["kangaroo"].tasks["overall"].n == 2
+    run = read_run(folder)
+    assert run.manifest.entries["kangaroo"].method == "kangaroo"
+    assert run.manifest.schema_version == 2
+    assert run.generations["entry"].tolist() == ["vanilla", "kangaroo"]
+    assert run.steps["nodes"].tolist() == [1] * 12 + [5] * 4
+    assert summarise(run).entries["kangaroo"].tasks["overall"].n == 1
 
 
 def test_a_row_with_an_old_and_a_new_name_is_refused(tmp_path: Path) -> None:
@@ -274,7 +269,7 @@ def test_a_row_with_an_old_and_a_new_name_is_refused(tmp_path: Path) -> None:
     path = folder / "generations.jsonl"
     first, *rest = path.read_text().splitlines(keepends=True)
     path.write_text("".join([first.replace("{", '{"entry": "medusa", ', 1), *rest]))
-    with pytest.raises(UsageError, match=r"generations.jsonl:1: .*unknown field 'method'"):
+    with pytest.raises(UsageError, match=r"generations.jsonl:1: .*unknown field `method`"):
         read_run(folder)
 
 

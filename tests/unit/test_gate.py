@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from specbench_kangaroo.gate.pairs import match
 from specbench_kangaroo.gate.regression import FIELDS, Comparison, check, compare
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import EntryRecord, Lossless, Status
+from tests.changes import replace
 from tests.unit.gate_runs import WORSE, at, gated, noisy, slowed
 from tests.unit.runs import make_manifest
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from matplotlib.image import imread
 
 from specbench_kangaroo.record.writer import Run, read_run
 from specbench_kangaroo.report.html_report import illustrated, inline_svg, page
+from tests.changes import replace
 
 RUN = Path(__file__).parent / "golden" / "run"
 CHROMIUM = next(

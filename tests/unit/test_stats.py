@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from specbench_kangaroo.record.schema import Lossless, Status
 from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.stats import summary as stats
 from specbench_kangaroo.stats.bootstrap import Estimate, Ratio, estimates, expanded_level
+from tests.changes import replace
 from tests.pace import slowness
 from tests.unit.runs import (
     SIDES,
@@ -146,11 +146,12 @@ def test_mean_accepted_tokens_weighs_steps_and_its_sibling_requests(tmp_path):
 
 
 def test_a_longer_answer_after_a_near_tie_is_not_a_slower_one(tmp_path):
+    ten, twenty = make_steps("vanilla")[:9], make_steps("kangaroo", accepted=(3, 3, 3, 3, 2))
     run = written(
         tmp_path / "run",
         [
-            answer("vanilla", 1, total_ms=100.0, new_tokens=10),
-            answer("kangaroo", 1, total_ms=100.0, new_tokens=20),
+            (make_generation("vanilla", 1, steps=ten, total_ms=100.0), ten),
+            (make_generation("kangaroo", 1, steps=twenty, total_ms=100.0), twenty),
         ],
     )
     assert overall(run)["speedup"].value == pytest.approx(2.0)

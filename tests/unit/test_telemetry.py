@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from specbench_kangaroo.run.runner import append_edges, edge_now
 from specbench_kangaroo.run.schedule import Round
 from specbench_kangaroo.stats.device_health import health
 from specbench_kangaroo.stats.summary import summarise, to_json
+from tests.changes import replace
 from tests.unit.nvml import UUID, NVMLError, fake_nvml
 from tests.unit.runs import make_generation, make_manifest, make_run, make_steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, Manifest
 from specbench_kangaroo.record.writer import RunWriter
 from specbench_kangaroo.tuning.rerun import command_line, request_again
+from tests.changes import replace
 
 from .runs import make_manifest
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from specbench_kangaroo.tuning.rerun import command_line, request_again
 from specbench_kangaroo.tuning.step_costs import step_costs
 from specbench_kangaroo.tuning.tables import to_json
 from specbench_kangaroo.tuning.tuning import THRESHOLDS, Setting, Tuning, tune
+from tests.changes import replace
 from tests.unit.drafting import ALLOWED, DEEPEST, Answer, Costs, make_answer, make_drafting_run
 from tests.unit.runs import make_manifest, make_run
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from msgspec import structs
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Manifest
@@ -112,7 +113,8 @@ def merged(manifests: Sequence[Manifest]) -> Manifest:
     for worker, manifest in enumerate(manifests):
         refuse_disagreement(worker, manifest, first)
     environments = [dict(manifest.environment) for manifest in manifests]
-    return replace(first, environment={**first.environment, "workers": environments})
+    environment = {**first.environment, "workers": environments}
+    return structs.replace(first, environment=environment)
 
 
 def devices_differ(manifests: Sequence[Manifest]) -> str | None:

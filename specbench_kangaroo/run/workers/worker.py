@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
 
 import torch
+from msgspec.structs import replace
 
 from specbench_kangaroo.record.errors import DeviceLostError, UsageError
 from specbench_kangaroo.record.schema import BlockEdge
