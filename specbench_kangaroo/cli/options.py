@@ -18,7 +18,7 @@ Filled = TypeVar("Filled")
 
 
 def by_name(kind: Callable[..., Filled], given: Mapping[str, Any], **more: Any) -> Filled:
-    """A data class filled with the flags that its fields are named after, and with ``more``."""
+    """A record filled with the flags that its fields are named after, and with ``more``."""
     names = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in given.items() if name in names} | more)
 

@@ -5,27 +5,28 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from msgspec.structs import replace
 
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.cli.output import say, still_bar
-from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.record.errors import ResumableError, UsageError
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
-from specbench_kangaroo.run.config import (
-    ModelChoice,
+from specbench_kangaroo.record.request import (
+    DEFAULT_MODEL,
+    DEFAULT_TEMPLATE,
+    Decoding,
     QuestionChoice,
     Request,
-    Settings,
-    entries_of,
+    TargetChoice,
 )
+from specbench_kangaroo.record.schema import BASELINE
+from specbench_kangaroo.run.config import choices_of
 
 if TYPE_CHECKING:
     from specbench_kangaroo.record.schema import Generation, Manifest
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 INTERRUPTED = 130
 _MOST_LABELS = 6  # in the name of a run folder
-_DEFAULT = Settings()
+_DEFAULT = Decoding()
 
 
 def run(  # noqa: PLR0913 (one parameter a flag)
@@ -82,12 +83,12 @@ def run(  # noqa: PLR0913 (one parameter a flag)
 def _request(given: Mapping[str, Any]) -> Request:
     """The flags by name as a request."""
     return Request(
-        model=flags.by_name(ModelChoice, given, name=given["model"]),
+        target=flags.by_name(TargetChoice, given),
         questions=QuestionChoice(
             source=given["questions"], tasks=tuple(given["task"] or ()), limit=given["limit"]
         ),
-        entries=entries_of(given["method"] or (), given["option"] or (), given["sweep"] or ()),
-        settings=flags.by_name(Settings, given),
+        entries=choices_of(given["method"] or (), given["option"] or (), given["sweep"] or ()),
+        decoding=flags.by_name(Decoding, given),
     )
 
 
@@ -140,7 +141,7 @@ def benchmark(
 
 @contextmanager
 def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
-    if request.settings.workers == 1 and ray_address is None:
+    if request.decoding.workers == 1 and ray_address is None:
         from specbench_kangaroo.run.runner import Runner, execute  # noqa: PLC0415
         from specbench_kangaroo.run.setup import load_bench, manifest, plan_of  # noqa: PLC0415
 
@@ -187,8 +188,7 @@ def _tell_how_to_go_on(folder: Path, go_on: str, what_happened: str) -> None:
 
 def _new_folder(request: Request) -> Path:
     """Named by the time; a second run of that second, or after the clock was put back, by more."""
-    # Without what a sweep adds: brackets are for a shell to expand.
-    labels = list(dict.fromkeys(entry.label.partition("[")[0] for entry in request.all_entries))
+    labels = list(dict.fromkeys([BASELINE, *(choice.name for choice in request.entries)]))
     if (more := len(labels) - _MOST_LABELS) > 0:
         labels[_MOST_LABELS:] = [f"{more}-more"]
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'+'.join(labels)}"

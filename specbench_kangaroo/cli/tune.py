@@ -19,8 +19,8 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 
 if TYPE_CHECKING:
+    from specbench_kangaroo.record.request import Request
     from specbench_kangaroo.record.writer import Run
-    from specbench_kangaroo.run.config import Request
     from specbench_kangaroo.stats.bootstrap import Estimate
     from specbench_kangaroo.tuning.tuning import Tuning
 

@@ -5,34 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.files import write_whole
 from specbench_kangaroo.record.jsonl import one_line, parsed, reading, upgraded
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, SCHEMA_VERSION, Amount, Manifest
+from specbench_kangaroo.record.request import Decoding, QuestionChoice, TargetChoice
+from specbench_kangaroo.record.schema import (
+    BASELINE,
+    SCHEMA_VERSION,
+    EntryRecord,
+    Manifest,
+    Resolved,
+)
 
 MANIFEST = "run.json"
 
 # What must be the same for two sets of generations to belong to one run.  The environment is left
 # out: a run may go on after a restart of the machine.
-_IDENTITY = ("model", "questions", "hashes", "baseline", "entries", "settings")
+_IDENTITY = ("model", "questions", "hashes", "baseline", "entries")
 _ABSENT = "absent"
-
-SETTINGS_BEFORE: Mapping[str, Any] = {"template": DEFAULT_TEMPLATE, "workers": 1}
-"""Settings that older versions did not record, with the value that those had for all runs."""
-
-
-class _Settings(Struct):
-    """What figures and comparisons read of the settings, which have no fixed fields."""
-
-    temperature: Amount | None = None
-    max_new_tokens: int | None = None
-    dtype: str | None = None
-    device: Annotated[str, Meta(pattern=r"^\w+(:\d{1,4})?$")] | None = None
 
 
 class _Gpu(Struct):
@@ -105,13 +100,53 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
                 for label, of in entries.items()
             }
             content = {**content, "entries": entries}
+    if content["schema_version"] < SCHEMA_VERSION and "settings" in content:
+        content = _with_request(content)
     manifest = msgspec.convert(content, Manifest)
-    for name, kind in (("settings", _Settings), ("environment", _Environment)):
-        try:
-            msgspec.convert(getattr(manifest, name), kind)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"{name}: {error}") from error
+    try:
+        msgspec.convert(manifest.environment, _Environment)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"environment: {error}") from error
     return manifest
+
+
+def _with_request(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a version before 4 with the request that its settings tell of.
+
+    It has the name of a questions' file for its path, and all options of every entry.
+    """
+    settings = msgspec.convert(content["settings"], dict[str, Any])
+    entries = msgspec.convert(content.get("entries", {}), dict[str, EntryRecord])
+    baseline = content.get("baseline", BASELINE)
+    revision = settings.get("model_revision")
+    if "==" in str(revision):  # the package that a model of the catalogue came from
+        revision = None
+    request = {
+        "target": {"model": content.get("model"), "revision": revision}
+        | _named(settings, TargetChoice),
+        "questions": {"source": content.get("questions")} | _named(settings, QuestionChoice),
+        "decoding": _named(settings, Decoding),
+        "entries": _asked({name: of for name, of in entries.items() if name != baseline}),
+    }
+    kept = {name: value for name, value in content.items() if name != "settings"}
+    return kept | {"request": request, "resolved": _named(settings, Resolved)}
+
+
+def _named(settings: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
+    return {name: settings[name] for name in kind.__struct_fields__ if name in settings}
+
+
+def _asked(entries: Mapping[str, EntryRecord]) -> list[dict[str, Any]]:
+    """Each with its options; those of a sweep, whose labels nobody can give, are numbered."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        stem, swept, _ = name.partition("[")
+        label, number = stem, 2
+        while label in found or (swept and label in entries):
+            label, number = f"{stem}-{number}", number + 1
+        options = {option: value for option, value in entry.options.items() if value is not None}
+        found[label] = {"label": label, "method": entry.method, "options": options}
+    return [*found.values()]
 
 
 def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
@@ -132,10 +167,9 @@ def first_difference(stored: Manifest, given: Manifest) -> Difference | None:
 def _identity(manifest: Manifest) -> dict[str, Any]:
     # Through JSON, so that a value compares equal with what a file has made of it.
     content = json.loads(json.dumps(msgspec.to_builtins(manifest)))
-    content["settings"] = {**SETTINGS_BEFORE, **content["settings"]}
     for record in content["entries"].values():
         del record["weights_record"]  # provenance: the hash of the weights says it all
-    return {name: content[name] for name in _IDENTITY}
+    return {name: content[name] for name in _IDENTITY} | {"settings": manifest.settings}
 
 
 def _first_difference(path: str, stored: Any, given: Any) -> Difference | None:

@@ -31,6 +31,7 @@ from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.jsonl import decoder, numbered, one_line, parsed, upgraded
 from specbench_kangaroo.record.manifest import MANIFEST, read_manifest
 from specbench_kangaroo.record.schema import (
+    LINES_HOLD_STEPS,
     BlockEdge,
     Generation,
     GenerationKey,
@@ -70,7 +71,7 @@ def read_run(folder: Path) -> Run:
         UsageError: no run, a missing or malformed file, or a newer schema version.
     """
     manifest = read_manifest(folder)
-    old = manifest.schema_version < 3
+    old = manifest.schema_version < LINES_HOLD_STEPS
     copies = None if old else read_copies(folder)
     if copies is None or not {answer.entry for answer in copies[0]} <= set(manifest.labels):
         answers, tables = [], [STEP_SCHEMA.empty_table()]
@@ -102,7 +103,7 @@ def read_answers(folder: Path, manifest: Manifest) -> Iterator[Any]:
     path, labels = folder / GENERATIONS, manifest.labels
     if not path.is_file():
         raise UsageError(f"{folder} is incomplete: {GENERATIONS} is missing; restore the file")
-    decode = _old_line(folder) if manifest.schema_version < 3 else decoder(Line)
+    decode = _old_line(folder) if manifest.schema_version < LINES_HOLD_STEPS else decoder(Line)
 
     def checked(content: bytes) -> Any:
         line = decode(content)
@@ -129,7 +130,7 @@ def read_device_log(folder: Path) -> tuple[BlockEdge, ...]:
 
 
 def read_records(path: Path, kind: type[R], *, old: bool = False) -> list[R]:
-    """All lines of a file, none if there is none; ``old``: of a schema version before 3.
+    """All lines of a file, none if there is none; ``old``: of a schema version before 4.
 
     Raises:
         UsageError: a malformed line other than a torn last one.
@@ -147,7 +148,7 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     return frame
 
 
-# --- versions 1 and 2, whose steps lie beside their generations ---
+# --- versions 1 to 3, whose steps lie beside their generations ---
 
 
 def _old_line(folder: Path) -> Callable[[bytes], Any]:

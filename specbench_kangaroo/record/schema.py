@@ -5,9 +5,10 @@ Schema history
     2 (2026-11): a generation says which worker made it, its energy and its peak of device memory;
         where the device can be asked, device.jsonl has its state at the edges of blocks.
     3 (2026-11): records name the entry that they are of, by its label, instead of the method; the
-        manifest has ``entries`` with the method of each; a step's ``rows`` is named ``nodes``; a
-        line of generations.jsonl holds the steps of its generation, and the Parquet files are
-        copies of that file.
+        manifest has ``entries`` with the method of each; a step's ``rows`` is named ``nodes``.
+    4 (2026-11): a line of generations.jsonl holds the steps of its generation, and the Parquet
+        files are copies of that file; the manifest has the whole ``request`` and what became of it
+        in place of ``settings``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, to_builtins
 
-SCHEMA_VERSION = 3
+from specbench_kangaroo.record.request import Request
+
+SCHEMA_VERSION = 4
+LINES_HOLD_STEPS = 4  # since this version
 RENAMED = {"method": "entry", "methods": "entries", "rows": "nodes"}  # fields, up to version 2
 BASELINE = "vanilla"  # the method that others are compared with, and the label of its entry
-DEFAULT_TEMPLATE = "tokenizer"  # how prompts are written: by the tokenizer's own template
 THRESHOLD = "threshold"  # the option of methods that stop drafting below a confidence
 BEFORE, AFTER = "before", "after"  # the edges of a block
+_NOT_SETTINGS = {"model", "revision", "source"}  # the manifest says what they became
 COMPLETE = "complete"  # the status of a run that has all its generations
 
 Name = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -165,6 +169,15 @@ class EntryRecord(Record, frozen=True):
     lossy: bool = False
 
 
+class Resolved(Record, frozen=True):
+    """What the machine made of a request that left it the choice; None: not recorded."""
+
+    dtype: str | None = None
+    device: Annotated[str, Meta(pattern=r"^\w+(:\d{1,4})?$")] | None = None
+    threads: Count | None = None
+    model_revision: str | None = None
+
+
 class Manifest(Record, frozen=True):
     """``run.json``: all that a reader needs to reproduce a run, or to refuse a comparison."""
 
@@ -175,7 +188,8 @@ class Manifest(Record, frozen=True):
     model: str
     questions: str
     entries: Mapping[str, EntryRecord]  # by label
-    settings: Mapping[str, Any]  # seed, max_new_tokens, temperature, dtype, device, repeats, …
+    request: Request  # as it was asked for: `specbench run --from` repeats it
+    resolved: Resolved
     environment: Mapping[str, Any]  # versions, CPU or GPU, threads, git commit
     hashes: Mapping[str, str]  # questions, model
     baseline: str = BASELINE
@@ -189,4 +203,17 @@ class Manifest(Record, frozen=True):
     @property
     def sampled(self) -> bool:
         """Whether tokens were drawn, not chosen greedily."""
-        return float(self.settings.get("temperature", 0.0)) > 0
+        return self.request.decoding.temperature > 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What held for every entry, by name: seed, dtype, template, tasks and others; no None."""
+        request = self.request
+        found: dict[str, Any] = {}
+        for part in (request.decoding, request.target, request.questions, self.resolved):
+            found |= to_builtins(part)
+        return {
+            name: value
+            for name, value in found.items()
+            if value is not None and name not in _NOT_SETTINGS
+        }

@@ -56,11 +56,11 @@ def answer_files(run: Run) -> dict[str, AnswerFile]:
 
 def model_id(manifest: Manifest, entry: str) -> str:
     """Named as upstream's scripts name it: ``vicuna-7b-v1.3-vanilla-float16-temp-0.0``."""
-    settings = manifest.settings
+    dtype, temperature = manifest.resolved.dtype, manifest.request.decoding.temperature
     parts = [PurePath(manifest.model).name, entry]
-    if "dtype" in settings:
-        parts.append(str(settings["dtype"]))
-    return "-".join([*parts, "temp", str(float(settings.get("temperature", 0.0)))])
+    if dtype is not None:
+        parts.append(dtype)
+    return "-".join([*parts, "temp", str(float(temperature))])
 
 
 def _answer_file(manifest: Manifest, entry: str, generations: pd.DataFrame) -> AnswerFile:

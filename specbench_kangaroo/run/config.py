@@ -1,53 +1,25 @@
-"""A run as it was asked for, before anything of it was checked or loaded."""
+"""A run as it is asked for, from flags or from a study's file, and the entries that it makes."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
+from typing import Any
 
-from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import BASELINE, DEFAULT_TEMPLATE
+import msgspec
+
+from specbench_kangaroo.record.errors import UsageError, look_up
+from specbench_kangaroo.record.jsonl import one_line
+from specbench_kangaroo.record.request import EntryChoice, Request, Value
+from specbench_kangaroo.record.schema import BASELINE
 
 # A label is part of file names, and is written into Markdown, LaTeX and CSV as it is.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NOT_IN_A_LABEL = re.compile(r"[^A-Za-z0-9_.+-]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What holds for every entry of a run alike."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0  # 0 is greedy
-    top_p: float = 1.0
-    seed: int = 0
-    repeats: int = 1
-    warmup: int = 1  # prompts that every entry answers before anything is measured
-    workers: int = 1  # each answers its questions with all entries, on a device of its own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelChoice:
-    """Which target, how it is asked and how it computes; None leaves the choice to the device."""
-
-    name: str
-    revision: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    backend: str = "eager"
-    template: str = DEFAULT_TEMPLATE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuestionChoice:
-    """Which questions: a set, some of its tasks (all if none is named), so many of each."""
-
-    source: str = "builtin"
-    tasks: tuple[str, ...] = ()
-    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,83 +31,111 @@ class Entry:
     options: Mapping[str, str] = field(default_factory=dict)  # as texts; others have their defaults
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A run as it was asked for."""
-
-    model: ModelChoice
-    questions: QuestionChoice
-    entries: tuple[Entry, ...] = ()  # beside the baseline
-    settings: Settings = field(default_factory=Settings)
-
-    @property
-    def all_entries(self) -> tuple[Entry, ...]:
-        """Those of the run, the baseline first."""
-        return (Entry(BASELINE, BASELINE), *self.entries)
+# --- a study's file ---
 
 
-def entries_of(
-    methods: Sequence[str], options: Sequence[str] = (), sweeps: Sequence[str] = ()
-) -> tuple[Entry, ...]:
+def read_study(path: Path) -> Request:
+    """The request in a TOML file.
+
+    Raises:
+        UsageError: no such file, no TOML, an unknown key (the message names the nearest) or a value
+            of another type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the study {path}: {error.strerror}; give a file") from error
+    except ValueError as error:  # no UTF-8, or no TOML
+        raise UsageError(f"{path}: not a TOML file ({one_line(error)}); correct it") from error
+    return request_of(content, source=str(path))
+
+
+def request_of(content: Mapping[str, Any], *, source: str = "the study") -> Request:
+    """The request that the tables of a study make; ``source`` names it in messages.
+
+    Raises:
+        UsageError: see :func:`read_study`.
+    """
+    try:
+        _refuse_unknown(content, msgspec.inspect.type_info(Request), "study")
+        return msgspec.convert(content, Request)
+    except (UsageError, msgspec.ValidationError) as error:
+        reason = one_line(error).replace("`", "").replace(" - at $.", ", at ")
+        raise UsageError(f"{source}: {reason}") from error
+
+
+def _refuse_unknown(content: Any, of: msgspec.inspect.Type, where: str) -> None:
+    """Raises :class:`UsageError` for the first key that no field of the type has."""
+    match of, content:
+        case msgspec.inspect.StructType(fields=fields), Mapping():
+            known = {item.encode_name: item.type for item in fields}
+            for key, value in content.items():
+                look_up(f"key of {where}", key, known)
+                _refuse_unknown(value, known[key], key)
+        case msgspec.inspect.VarTupleType(item_type=item), list() | tuple():
+            for value in content:
+                _refuse_unknown(value, item, where)
+
+
+def checked(request: Request) -> Request:
+    """The request, if its values are what their types say; one made by hand may hold anything.
+
+    Raises:
+        UsageError: they are not.
+    """
+    return request_of(msgspec.to_builtins(request), source="the request")
+
+
+# --- flags ---
+
+
+def choices_of(
+    methods: Sequence[str],
+    options: Sequence[str] = (),
+    sweeps: Sequence[str] = (),
+    *,
+    base: Sequence[EntryChoice] = (),
+) -> tuple[EntryChoice, ...]:
     """The entries that flags ask for, in their order and without the baseline.
 
     Args:
-        methods: METHOD, which is its own label, or LABEL=METHOD.
+        methods: METHOD, which is its own label, or LABEL=METHOD; none: those of ``base``.
         options: LABEL.NAME=VALUE.
-        sweeps: LABEL.NAME=V1,V2,…: an entry a value takes the place of the label's own, labelled
-            ``chain[threshold=0.3]``; several sweeps of a label make their product.
+        sweeps: LABEL.NAME=V1,V2,….
+        base: a study's entries, whose options and sweeps the flags replace.
 
     Raises:
-        UsageError: a text of another form, or a label, option or value that is given twice.
+        UsageError: a text of another form, no such label, or a value that is given twice.
     """
-    labelled = _labelled(methods)
-    given = _assigned("--option", options, labelled)
-    swept = _assigned("--sweep", sweeps, labelled)
-    found: list[Entry] = []
-    for label, method in labelled.items():
-        for name in given[label].keys() & swept[label].keys():
-            raise UsageError(f"{label}.{name} has an --option and a --sweep; leave one of them out")
-        values = {name: _values(label, name, text) for name, text in swept[label].items()}
-        found += _expanded(Entry(label, method, given[label]), values)
-    for label, count in Counter(entry.label for entry in found).items():
-        if count > 1:
-            raise UsageError(f"--sweep: several values give the label {label}; rename the files")
+    choices = [*map(_choice, methods)] if methods else [*base]
+    labels = {choice.name: choice.method for choice in choices}
+    given = _assigned("--option", options, labels)
+    swept = _assigned("--sweep", sweeps, labels)
+    found = []
+    for choice in choices:
+        ours, values = given.get(choice.name, {}), swept.get(choice.name, {})
+        for name in ours.keys() & values.keys():
+            path = f"{choice.name}.{name}"
+            raise UsageError(f"{path} has an --option and a --sweep; leave one of them out")
+        kept = {name: value for name, value in choice.options.items() if name not in values}
+        also = {name: value for name, value in choice.sweep.items() if name not in ours}
+        sweep = also | {name: _values(choice.name, name, text) for name, text in values.items()}
+        found.append(msgspec.structs.replace(choice, options=kept | ours, sweep=sweep))
     return tuple(found)
 
 
-def _labelled(texts: Sequence[str]) -> dict[str, str]:
-    """The method of each label."""
-    found: dict[str, str] = {}
-    for text in texts:
-        label, equals, method = text.partition("=")
-        method = method if equals else label
-        if not method:
-            raise UsageError(f"--method takes METHOD or LABEL=METHOD, not {text!r}")
-        if not _LABEL.fullmatch(label):
-            raise UsageError(
-                f"--method {text}: a label is made of letters, digits, _ and -, and {label!r} is "
-                f"not; give one, as in --method chain={method}"
-            )
-        if label == BASELINE:
-            raise UsageError(
-                f"--method {text}: {BASELINE} is the label of the baseline, which runs anyway; "
-                f"leave it out, or give another label, as in --method again={method}"
-            )
-        # Two that differ in their case alone would be one file on some disks.
-        if label.lower() in map(str.lower, found):
-            raise UsageError(
-                f"--method {text}: there is an entry {label} already; give this one another "
-                f"label, as in --method {label}-2={method}"
-            )
-        found[label] = method
-    return found
+def _choice(text: str) -> EntryChoice:
+    label, equals, method = text.partition("=")
+    if not (label and (method or not equals)):
+        raise UsageError(f"--method takes METHOD or LABEL=METHOD, not {text!r}")
+    return EntryChoice(method=method, label=label) if equals else EntryChoice(method=label)
 
 
 def _assigned(
-    flag: str, texts: Sequence[str], labelled: Mapping[str, str]
+    flag: str, texts: Sequence[str], labels: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """The values of LABEL.NAME=VALUE, by label and name."""
-    found: dict[str, dict[str, str]] = {label: {} for label in labelled}
+    found: dict[str, dict[str, str]] = {label: {} for label in labels}
     for text in texts:
         path, equals, value = text.partition("=")
         label, dot, name = path.partition(".")
@@ -149,25 +149,80 @@ def _assigned(
         if name in found[label]:
             raise UsageError(
                 f"{flag} {text}: {path} is given already; leave one out, or make it the option of "
-                f"a second entry, as of --method {label}-2={labelled[label]}"
+                f"a second entry, as of --method {label}-2={labels[label]}"
             )
         found[label][name] = value
     return found
 
 
-def _values(label: str, name: str, text: str) -> list[str]:
-    values = [value.strip() for value in text.split(",")]
-    if not all(values) or len(set(values)) < len(values):
-        raise UsageError(
-            f"--sweep {label}.{name}={text}: give values between commas, none empty and none twice"
-        )
+def _values(label: str, name: str, text: str) -> tuple[str, ...]:
+    values = tuple(value.strip() for value in text.split(","))
+    if not all(values):
+        raise UsageError(f"--sweep {label}.{name}={text}: give values between commas, none empty")
     return values
 
 
-def _expanded(entry: Entry, sweeps: Mapping[str, Sequence[str]]) -> Iterator[Entry]:
+# --- entries ---
+
+
+def entries_of(choices: Sequence[EntryChoice]) -> tuple[Entry, ...]:
+    """Every entry of a run, the baseline first.
+
+    Of a sweep an entry a value takes the place of the label's own, labelled
+    ``chain[threshold=0.3]``; several sweeps of a label make their product.
+
+    Raises:
+        UsageError: a label that cannot be one or is there twice, or a sweep that gives one twice.
+    """
+    found = [Entry(BASELINE, BASELINE)]
+    labels: set[str] = set()
+    for choice in choices:
+        _refuse_label(choice, labels)
+        labels.add(choice.name.lower())
+        expanded = [*_expanded(choice)]
+        if len({entry.label for entry in expanded}) < len(expanded):
+            raise UsageError(
+                f"sweep of {choice.name}: several values give the same label; give each value "
+                "once, and rename files whose names differ in punctuation only"
+            )
+        found += expanded
+    return tuple(found)
+
+
+def _refuse_label(choice: EntryChoice, others: set[str]) -> None:
+    label, method = choice.name, choice.method
+    if not _LABEL.fullmatch(label):
+        raise UsageError(
+            f"entry {label}: a label is made of letters, digits, _ and -, and {label!r} is "
+            f"not; give one, as in --method chain={method}"
+        )
+    if label == BASELINE:
+        raise UsageError(
+            f"entry {label}: {BASELINE} is the label of the baseline, which runs anyway; "
+            f"leave it out, or give another label, as in --method again={method}"
+        )
+    # Two that differ in their case alone would be one file on some disks.
+    if label.lower() in others:
+        raise UsageError(
+            f"entry {label}: there is an entry {label} already; give this one another "
+            f"label, as in --method {label}-2={method}"
+        )
+
+
+def _expanded(choice: EntryChoice) -> Iterator[Entry]:
     """An entry for each combination of swept values; without any the entry itself."""
-    for values in product(*sweeps.values()):
-        chosen = dict(zip(sweeps, values, strict=True))
+    plain = Entry(choice.name, choice.method, _texts(choice.options))
+    for name in choice.options.keys() & choice.sweep.keys():
+        raise UsageError(f"entry {choice.name}: {name} is an option and swept; leave one out")
+    for name, values in choice.sweep.items():
+        if not values:
+            raise UsageError(f"entry {choice.name}: the sweep of {name} has no value; give some")
+    for values in product(*choice.sweep.values()):
+        chosen = _texts(dict(zip(choice.sweep, values, strict=True)))
         written = (f"{name}={_NOT_IN_A_LABEL.sub('-', value)}" for name, value in chosen.items())
-        label = f"{entry.label}[{','.join(written)}]" if chosen else entry.label
-        yield replace(entry, label=label, options={**entry.options, **chosen})
+        label = f"{plain.label}[{','.join(written)}]" if chosen else plain.label
+        yield replace(plain, label=label, options={**plain.options, **chosen})
+
+
+def _texts(values: Mapping[str, Value]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}

@@ -53,7 +53,7 @@ def prompt_of(bench: Bench, item: Round, answers: Answers) -> list[int]:
     return chat_prompt(
         bench.loaded.tokenizer,
         [*history, turns[item.turn]],
-        template=bench.request.model.template,
+        template=bench.request.target.template,
     )
 
 
@@ -99,10 +99,10 @@ def _decode(
     bench: Bench, item: Round, entry: str, prompt: Sequence[int], at_most: int | None
 ) -> tuple[Decoded, Usage]:
     """Decode, and read the device's gauge around it."""
-    limit = bench.settings.max_new_tokens
+    limit = bench.decoding.max_new_tokens
     sampler = None
     if bench.sampling is not None:
-        sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.settings.seed, item)))
+        sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.decoding.seed, item)))
     gauge = Gauge(bench.target.device)  # before the first stamp
     decoded = decode(
         bench.target,

@@ -140,7 +140,7 @@ def warm_up(bench: Bench) -> None:
     """
     first = [item for item in bench.rounds if item.turn == 0]
     first.sort(key=lambda item: len(item.question.turns[0]), reverse=True)
-    for number in range(bench.settings.warmup):
+    for number in range(bench.decoding.warmup):
         for entry in bench.methods:
             generate(bench, first[number % len(first)], entry, {}, at_most=WARMUP_TOKENS)
 

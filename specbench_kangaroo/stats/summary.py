@@ -105,7 +105,7 @@ def summarise(run: Run) -> Summary:
         baseline=manifest.baseline,
         model=manifest.model,
         questions=manifest.questions,
-        dtype=manifest.settings.get("dtype"),
+        dtype=manifest.resolved.dtype,
         device=_device(manifest),
         entries={name: _entry_summary(run, generations, name) for name in manifest.labels},
         peak_rss_mb=_peak(run.generations["peak_rss_mb"]),
@@ -119,7 +119,7 @@ def _peak(megabytes: pd.Series) -> float | None:
 
 
 def _device(manifest: Manifest) -> str | None:
-    device = manifest.settings.get("device")
+    device = manifest.resolved.device
     gpus = manifest.environment.get("gpus") or []
     if device is None or device == "cpu" or not gpus:
         return manifest.environment.get("cpu") or device

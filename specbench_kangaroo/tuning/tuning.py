@@ -125,7 +125,7 @@ def tune(run: Run, entry: str | None = None) -> Tuning:
     )
     if reason := _why_no_replay(run, label, steps):
         raise UsageError(reason)
-    log = draft_log(answers, steps, max_new_tokens=int(manifest.settings["max_new_tokens"]))
+    log = draft_log(answers, steps, max_new_tokens=manifest.request.decoding.max_new_tokens)
     grid = range(1, log.deepest + 1)
     replays = _replay(log, step_costs(answers, steps, baseline_steps), grid)
     options = manifest.entries[label].options

@@ -66,7 +66,8 @@ def test_the_template_decides_the_prompts_and_is_recorded(
     for template in ("tokenizer", "plain", "vicuna"):
         folder = tmp_path / template
         assert call(*arguments, "--template", template, "--output", str(folder)) == 0
-        assert json.loads((folder / "run.json").read_text())["settings"]["template"] == template
+        request = json.loads((folder / "run.json").read_text())["request"]
+        assert request["target"]["template"] == template
         line = (folder / "generations.jsonl").read_text().splitlines()[0]
         lengths[template] = json.loads(line)["prompt_tokens"]
     assert len(set(lengths.values())) == 3, f"each template writes another prompt: {lengths}"

@@ -20,9 +20,9 @@ from specbench_kangaroo.record import files
 from specbench_kangaroo.record import writer as store
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.request import QuestionChoice, Request, TargetChoice
 from specbench_kangaroo.record.schema import Generation, GenerationKey, Manifest
 from specbench_kangaroo.record.writer import GENERATIONS, Run, RunWriter, read_run
-from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
 from specbench_kangaroo.run.questions import Question
 from specbench_kangaroo.run.runner import execute
 from specbench_kangaroo.run.schedule import MemoryLedger, Round, missing, unjudged
@@ -215,7 +215,7 @@ def test_a_replacement_that_refuses_says_why(tmp_path: Path) -> None:
 def test_a_replacement_must_run_the_same_thing(tmp_path: Path) -> None:
     benches = make_benches()
     other = manifest(benches[1])
-    other = replace(other, settings={**other.settings, "dtype": "float32"})
+    other = replace(other, resolved=replace(other.resolved, dtype="float32"))
     crew = HereCrew(benches, dies=lambda worker, _: worker == 1, starts=[Ready(1, other)])
     with pytest.raises(UsageError, match=r"worker 1 differs .* settings.dtype is 'float32' there"):
         run(crew, benches, tmp_path / "run")
@@ -401,7 +401,7 @@ def test_workers_that_disagree_are_refused_by_number_and_field() -> None:
 def test_what_a_worker_cannot_load_is_the_users_one_line(tmp_path: Path) -> None:
     questions = save_questions(tmp_path / "questions.jsonl")
     request = Request(
-        model=ModelChoice(name=str(save_model(tmp_path)), device="cpu", dtype="int4"),
+        target=TargetChoice(model=str(save_model(tmp_path)), device="cpu", dtype="int4"),
         questions=QuestionChoice(source=str(questions)),
     )
     (refused,) = [Worker(0, plan_of(request), threads=1).load()]

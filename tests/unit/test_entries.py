@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from specbench_kangaroo.report.figures.style import looks
 from specbench_kangaroo.report.html_report import illustrated, page
 from specbench_kangaroo.report.sheets import differing_options
 from specbench_kangaroo.report.spec_bench_answers import answer_files
-from specbench_kangaroo.run.config import Entry, entries_of
+from specbench_kangaroo.run.config import Entry, choices_of, entries_of
 from specbench_kangaroo.stats.summary import Summary, summarise, to_json
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 from tests.changes import replace
@@ -42,11 +43,18 @@ def summary(run: Run) -> Summary:
 # --- flags ---
 
 
+def from_flags(
+    methods: Sequence[str], options: Sequence[str] = (), sweeps: Sequence[str] = ()
+) -> tuple[Entry, ...]:
+    return entries_of(choices_of(methods, options, sweeps))
+
+
 def test_a_method_is_its_own_label_unless_one_is_given() -> None:
-    found = entries_of(
+    found = from_flags(
         ["kangaroo", "chain=kangaroo", "again=vanilla"], ["chain.tree_width=1", "kangaroo.steps=4"]
     )
     assert found == (
+        Entry("vanilla", "vanilla"),
         Entry("kangaroo", "kangaroo", {"steps": "4"}),
         Entry("chain", "kangaroo", {"tree_width": "1"}),
         Entry("again", "vanilla", {}),
@@ -54,12 +62,13 @@ def test_a_method_is_its_own_label_unless_one_is_given() -> None:
 
 
 def test_sweeps_make_an_entry_a_value_and_their_product() -> None:
-    found = entries_of(
+    found = from_flags(
         ["medusa", "chain=kangaroo"],
         ["chain.tree_width=1"],
         ["chain.steps=2, 4", "chain.threshold=0.3,0.5"],
     )
     assert [entry.label for entry in found] == [
+        "vanilla",
         "medusa",
         "chain[steps=2,threshold=0.3]",
         "chain[steps=2,threshold=0.5]",
@@ -71,7 +80,7 @@ def test_sweeps_make_an_entry_a_value_and_their_product() -> None:
 
 
 def test_a_label_can_be_part_of_a_file_name_whatever_is_swept() -> None:
-    (first, second) = entries_of(["k=m"], [], ["k.adapter=../a b/x|y.st,*.st"])
+    (_, first, second) = from_flags(["k=m"], [], ["k.adapter=../a b/x|y.st,*.st"])
     assert first.options == {"adapter": "../a b/x|y.st"}
     for entry in (first, second):
         assert re.fullmatch(r"k\[adapter=[A-Za-z0-9_.+-]+\]", entry.label), entry.label
@@ -87,7 +96,7 @@ def test_a_label_can_be_part_of_a_file_name_whatever_is_swept() -> None:
         (["a.b=k"], [], [], "letters, digits, _ and -"),
         (["a/b=k"], [], [], "letters, digits, _ and -"),
         (["-k=k"], [], [], "letters, digits, _ and -"),
-        (["=k"], [], [], "letters, digits, _ and -"),
+        (["=k"], [], [], r"takes METHOD or LABEL=METHOD, not '=k'"),
         (["k="], [], [], r"takes METHOD or LABEL=METHOD, not 'k='"),
         (["k"], ["k.steps=4", "k.steps=6"], [], "k.steps is given already; .*--method k-2=k$"),
         (["k"], ["j.steps=4"], [], "no entry with options has the label 'j'; there are: k; add"),
@@ -96,17 +105,17 @@ def test_a_label_can_be_part_of_a_file_name_whatever_is_swept() -> None:
         (["k"], [], ["k.steps=2", "k.steps=4"], "--sweep k.steps=4: k.steps is given already"),
         (["k"], [], ["j.steps=2"], "--sweep j.steps=2: no entry with options has the label 'j'"),
         (["k"], ["k.steps=4"], ["k.steps=2,6"], "k.steps has an --option and a --sweep; leave one"),
-        (["k"], [], ["k.steps=2,"], "none empty and none twice"),
-        (["k"], [], ["k.steps="], "none empty and none twice"),
-        (["k"], [], ["k.steps=2,4, 2"], "none empty and none twice"),
-        (["k"], [], ["k.adapter=a/b,a|b"], r"several values give the label k\[adapter=a-b\]"),
+        (["k"], [], ["k.steps=2,"], "none empty$"),
+        (["k"], [], ["k.steps="], "none empty$"),
+        (["k"], [], ["k.steps=2,4, 2"], r"the same label; give each value once"),
+        (["k"], [], ["k.adapter=a/b,a|b"], "several values give the same label"),
     ],
 )
 def test_what_makes_no_entries_is_one_line_that_says_what_to_do(
     methods: list[str], options: list[str], sweeps: list[str], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
-        entries_of(methods, options, sweeps)
+        from_flags(methods, options, sweeps)
     assert "\n" not in str(caught.value)
 
 

@@ -174,7 +174,9 @@ def test_what_would_not_be_read_is_not_written(tmp_path, changes, reason):
         assert not writer.finished
         writer.append(make_generation(), [])
     assert len(read_run(tmp_path).generations) == 1
-    with pytest.raises(UsageError, match=r"cannot record this run in .*: settings: Expected"):
+    with pytest.raises(
+        UsageError, match=r"cannot record this run in .*: Expected .* at ...request"
+    ):
         RunWriter.create(tmp_path / "new", make_manifest(settings={"dtype": 3}))
 
 
@@ -334,9 +336,9 @@ def test_parquet_that_was_cut_or_flipped_gives_no_other_figures(tmp_path_factory
             {"entries": {"vanilla": {"method": "v", "options": {}, "lossy": "no"}}},
             "Expected `bool`, got `str` - at `$.entries[...].lossy`",
         ),
-        ({"settings": {"temperature": "warm"}}, "settings: Expected `float | null`, got `str`"),
-        ({"settings": {"temperature": -1}}, "settings: Expected `float` >= 0.0"),
-        ({"settings": {"device": "cuda:x"}}, "settings: Expected `str` matching regex"),
+        ({"request": {"decoding": {"temperature": "warm"}}}, "got `str` - at `$.request.decoding."),
+        ({"request": {"decoding": {"temperature": -1}}}, "Expected `float` >= 0.0 - at `$.request"),
+        ({"resolved": {"device": "cuda:x"}}, "Expected `str` matching regex"),
         ({"environment": {"gpus": [1]}}, "environment: Expected `object`, got `int` - at `$.gpus"),
         ({"schema_version": "2"}, "schema_version is '2'"),
         ({"schema_version": 0}, "schema_version is 0"),

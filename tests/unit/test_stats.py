@@ -18,6 +18,7 @@ from tests.changes import replace
 from tests.pace import slowness
 from tests.unit.runs import (
     SIDES,
+    asked,
     make_comparison,
     make_generation,
     make_judgement,
@@ -340,9 +341,9 @@ def test_a_lossy_method_is_marked_wherever_its_name_stands(tmp_path):
 
 
 def test_a_sampled_run_has_a_check_in_place_of_verdicts(tmp_path):
-    settings = {**make_manifest().settings, "temperature": 1.0}
+    sampled = asked(**{**make_manifest().settings, "temperature": 1.0})
     run = written(tmp_path / "run", [answer("vanilla", 1), answer("kangaroo", 1)])
-    run = replace(run, manifest=replace(run.manifest, settings=settings))
+    run = replace(run, manifest=replace(run.manifest, **sampled))
     entries = stats.to_json(stats.summarise(run))["entries"]
     assert entries["kangaroo"]["sampling_check"] == {"p_value": 1.0, "prompts": 1, "tokens": 26}
     assert "lossless" not in entries["kangaroo"]

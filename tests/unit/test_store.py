@@ -24,6 +24,8 @@ from tests.changes import replace
 from tests.unit.faults import leave
 from tests.unit.random_records import GENERATIONS
 from tests.unit.runs import (
+    SETTINGS,
+    asked,
     make_generation,
     make_judgement,
     make_manifest,
@@ -226,7 +228,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
         ({"model": "llama"}, "model is 'smollm2-135m' there and 'llama' now"),
         ({"questions": "spec-bench"}, "questions is"),
         ({"hashes": {"questions": "aa", "model": "cc"}}, "hashes.model is 'bb' there and 'cc' now"),
-        ({"settings": {"seed": 1}}, "settings.seed is 0 there and 1 now"),
+        (asked(**{**SETTINGS, "seed": 1}), "settings.seed is 0 there and 1 now"),
         (
             {
                 "entries": {

@@ -121,7 +121,7 @@ def test_a_run_whose_copies_find_no_room_is_interrupted(tmp_path):
     writer = RunWriter.create(folder, make_manifest())
     for number in range(3):
         writer.append(*make_answer(number))
-    with pytest.raises(StorageError, match="File too large"), largest_file(1000):
+    with pytest.raises(StorageError, match="File too large"), largest_file(3000):
         writer.close("complete")
     assert read_run(folder).manifest.status == "interrupted", "it is not complete yet"
     assert not list(folder.glob("*.tmp")), "a part of a file takes room and says nothing"
