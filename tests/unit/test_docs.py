@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -21,9 +22,12 @@ import typer.main
 
 from specbench_kangaroo.cli.main import app
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import Generation, StepRecord
 from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report.documents import markdown
 from specbench_kangaroo.run.config import entries_of
+from specbench_kangaroo.run.registry import built_in_files
+from specbench_kangaroo.stats.metrics import METRICS
 from specbench_kangaroo.stats.summary import summarise
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +57,7 @@ ODD_WORDS_LEFT = frozenset(  # files that others are editing; to be emptied
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _INLINE = re.compile(r"`([^`]+)`")
 _REFERENCE = re.compile(r"results/reference/([\w.-]+)")
+_TABLE = re.compile(r"((?:^\|.*\n)+)", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"…|\.\.\.|<\w")
 _ODD = re.compile(rf"\b(?:{'|'.join(ODD_WORDS)})\b".replace(" ", r"\s+"), re.IGNORECASE)
 
@@ -149,13 +154,8 @@ def broken_links(page: str, text: str) -> list[str]:
 def missing_runs(text: str) -> list[str]:
     """What is mentioned below results/reference and does not exist; `make gpu` makes the rest."""
     named = {name.rstrip(".") for name in _REFERENCE.findall(text)}
-    there = (ROOT / "results" / "reference").exists
-    assert there()
-    return sorted(
-        name
-        for name in named
-        if not name.startswith("gpu-") and not (ROOT / "results" / "reference" / name).exists()
-    )
+    found = {path.name for path in (ROOT / "results" / "reference").iterdir()}
+    return sorted(name for name in named - found if not name.startswith("gpu-"))
 
 
 def problem(command: str, *, partial: bool = False) -> str | None:
@@ -213,7 +213,7 @@ def missing_imports(code: str) -> list[str]:
 def wrong_rows(text: str) -> list[str]:
     """Rows of tables with speedups that the report of the run named before does not have."""
     wrong, run = [], ""
-    for part in re.split(r"\n(?=\|)(?<!\|\n)|(?<=\|)\n(?!\|)", prose(text)):
+    for part in _TABLE.split(prose(text)):
         if not part.startswith("|"):
             run = (_REFERENCE.findall(part) or [run])[-1].rstrip(".")
             continue
@@ -231,7 +231,7 @@ def _cells(table: str) -> list[list[str]]:
 def _reported(run: str, header: list[str]) -> list[list[str]]:
     """The rows of a run's report, as far as its tables have these columns."""
     found = []
-    for table in re.findall(r"(?:^\|.*\n)+", _report(run), re.MULTILINE):
+    for table in _TABLE.findall(_report(run)):
         columns, *rows = _cells(table)
         if set(header) <= set(columns):
             found += [[row[columns.index(name)] for name in header] for row in rows]
@@ -319,6 +319,20 @@ def test_the_readme_links_every_page_of_docs() -> None:
     pages = {page for page in PAGES if page.startswith("docs/")}
     assert pages, "docs/ is empty"
     assert pages <= set(_LINK.findall(read("README.md")))
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("docs/measures.md", [*METRICS]),
+        ("docs/methods.md", [*built_in_files()]),
+        ("docs/run-folder.md", [*inspect.signature(Generation).parameters]),
+        ("docs/run-folder.md", [*inspect.signature(StepRecord).parameters]),
+    ],
+)
+def test_pages_name_all_that_they_are_about(page: str, names: list[str]) -> None:
+    assert len(names) > 1
+    assert [name for name in names if f"`{name}`" not in read(page)] == []
 
 
 def test_the_english_is_plain() -> None:
