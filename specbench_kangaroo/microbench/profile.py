@@ -94,7 +94,7 @@ def _random_model(request: ProfileRequest) -> tuple[Any, dict[str, Any]]:
     shape, choice = shape_named(str(request.shape)), request.target
     device = devices.main_device(devices.check_device(choice.device or devices.default_device()))
     dtype = devices.check_dtype(choice.dtype or devices.default_dtype(device), device)
-    # Every target lays the weights out anew.
+    # Every target lays the weights out again.
     model = random_model(shape, dtype=dtype, device=device, copies=1 + len(request.backends))
     said = {"model": shape.name, "weights": LATENCY_ONLY, "shape": shape.config}
     return model, said | {"dtype": dtype, "device": device}

@@ -2,7 +2,7 @@
 
 Upstream's speedup is the mean over questions of tokens per second, divided by the same mean of
 the baseline; on these files that is our ``speedup_specbench``.  Two things differ when upstream's
-script itself reads them.  It counts the baseline's tokens anew, from its text, and takes one off
+script itself reads them.  It counts the baseline's tokens again, from its text, and takes one off
 each turn for the BOS that Vicuna's tokenizer adds; here all entries' token ids were counted.  And
 it reads the first choice only, where ours sums over repeats.
 """

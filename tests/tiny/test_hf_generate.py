@@ -107,7 +107,7 @@ def test_a_text_ends_where_the_context_does(methods: list[HfGenerate], family: s
         for method in methods:
             found = answer(model, method, full[:length]).output_ids
             if family == "phi3-longrope" and method._drafts:
-                # A draft may reach past the context, where transformers rotates all rows anew.
+                # A draft may reach past the context, where transformers rotates all rows again.
                 assert len(found) == len(wanted)
             else:
                 assert found == wanted, f"{method.options}: {length} tokens of prompt"
