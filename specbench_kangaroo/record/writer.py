@@ -191,7 +191,7 @@ class RunWriter:
         write_manifest(self.folder, self._manifest)
 
     def _recover_verdicts(self, path: Path) -> None:
-        """A verdict on an answer that is to be given anew must not become the new one's."""
+        """A verdict on an answer that is to be given again must not become the new one's."""
         verdicts = {item.key: item for item in read_records(path, Judgement)}
         kept = [item for key, item in verdicts.items() if key in self._finished]
         self.judged = {item.key for item in kept}

@@ -208,7 +208,7 @@ def test_a_worker_that_cannot_be_replaced_ends_the_run_and_keeps_what_it_has(
 def test_a_replacement_that_refuses_says_why(tmp_path: Path) -> None:
     benches, gone = make_benches(), Refused(1, "no such file")
     crew = HereCrew(benches, dies=lambda worker, _: worker == 1, starts=[gone])
-    with pytest.raises(UsageError, match="worker 1, started anew, stopped: no such file"):
+    with pytest.raises(UsageError, match="the replacement of worker 1 stopped: no such file"):
         run(crew, benches, tmp_path / "run")
 
 

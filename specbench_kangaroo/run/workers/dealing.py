@@ -196,7 +196,7 @@ class Dealer:
                 self._failed_starts[worker] = 0
                 self._idle.add(worker)
             case Refused(worker=worker, reason=reason):
-                raise UsageError(f"worker {worker}, started anew, stopped: {reason}")
+                raise UsageError(f"the replacement of worker {worker} stopped: {reason}")
 
     def _write(self, found: Answered) -> None:
         for generation, steps in found.answers:
