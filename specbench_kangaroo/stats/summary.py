@@ -21,7 +21,8 @@ from specbench_kangaroo.stats.metrics import Has, acceptance_at, applicable
 from specbench_kangaroo.stats.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation, per_question
 
-SUMMARY_VERSION = 2  # 1 had methods instead of entries
+# 1 had methods instead of entries; 2 had no settings, environment and device.
+SUMMARY_VERSION = 3
 OVERALL = "overall"
 TASK_ORDER = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 
@@ -76,6 +77,8 @@ class Summary:
     questions: str
     dtype: str | None
     device: str | None  # by its own name, as far as the machine tells
+    settings: Mapping[str, Any]  # what held for every entry: Manifest.settings
+    environment: Mapping[str, Any]  # of the machine that made it: Manifest.environment
     entries: Mapping[str, EntrySummary]
     # Of the whole process, which all entries share: no entry's own.
     peak_rss_mb: float | None
@@ -107,6 +110,8 @@ def summarise(run: Run) -> Summary:
         questions=manifest.questions,
         dtype=manifest.resolved.dtype,
         device=_device(manifest),
+        settings=manifest.settings,
+        environment=manifest.environment,
         entries={name: _entry_summary(run, generations, name) for name in manifest.labels},
         peak_rss_mb=_peak(run.generations["peak_rss_mb"]),
         device_health=health(run.device),
@@ -212,8 +217,12 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "baseline": summary.baseline,
         "model": summary.model,
         "questions": summary.questions,
+        "settings": dict(summary.settings),
+        "environment": dict(summary.environment),
         "entries": {name: _entry_json(entry) for name, entry in summary.entries.items()},
     }
+    if summary.device is not None:
+        document["device"] = summary.device
     if summary.peak_rss_mb is not None:
         document["peak_rss_mb"] = summary.peak_rss_mb
     if summary.device_health is not None:

@@ -308,7 +308,7 @@ def test_the_json_document_has_the_documented_shape(tmp_path):
     )
     document = stats.to_json(stats.summarise(run))
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["schema_version"] == 2
+    assert document["schema_version"] == 3
     assert (document["run"], document["baseline"], document["model"], document["questions"]) == (
         "synthetic",
         "vanilla",
