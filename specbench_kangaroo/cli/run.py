@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from msgspec.structs import replace
 
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.conclusion import conclude
@@ -29,10 +27,7 @@ from specbench_kangaroo.record.schema import BASELINE
 from specbench_kangaroo.run.config import choices_of
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.record.schema import Generation, Manifest
-    from specbench_kangaroo.run.runner import Runner
-    from specbench_kangaroo.run.setup import Plan
-    from specbench_kangaroo.run.signals import Interruption
+    from specbench_kangaroo.record.schema import Generation
 
 RESULTS = Path("results")
 INTERRUPTED = 130
@@ -118,7 +113,7 @@ def benchmark(
         ray_address: of the cluster whose workers answer; None for this process, or for workers on
             this machine if the request has several.
     """
-    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.run.perform import perform  # noqa: PLC0415
     from specbench_kangaroo.run.signals import interruptible  # noqa: PLC0415
 
     if resume and output is None:
@@ -128,51 +123,31 @@ def benchmark(
     try:
         with interruptible() as interruption:
             try:
-                with _runner(request, ray_address) as runner:
-                    _execute(runner, folder, command, resume=resume, interruption=interruption)
+                made = perform(
+                    request,
+                    folder,
+                    command=command,
+                    resume=resume,
+                    ray_address=ray_address,
+                    say=say,
+                    progress=_bar,
+                    interruption=interruption,
+                )
             except KeyboardInterrupt:
                 _tell_how_to_go_on(folder, go_on, interruption.word)
                 return INTERRUPTED
-        return conclude(read_run(folder))
+        return conclude(made)
     except ResumableError as error:  # not unusable input: what is there is whole, and can go on
         say(f"{error.problem}, then go on with {go_on}")
         return INTERRUPTED
 
 
 @contextmanager
-def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
-    if request.decoding.workers == 1 and ray_address is None:
-        from specbench_kangaroo.run.runner import Runner, execute  # noqa: PLC0415
-        from specbench_kangaroo.run.setup import load_bench, manifest, plan_of  # noqa: PLC0415
-
-        bench = load_bench(plan_of(request))
-        yield Runner(bench, manifest(bench), partial(execute, bench))
-    else:
-        from specbench_kangaroo.run.workers.session import opened  # noqa: PLC0415
-
-        with opened(request, ray_address, say=say) as workers:
-            yield workers
-
-
-def _execute(
-    runner: Runner, folder: Path, command: str, *, resume: bool, interruption: Interruption
-) -> None:
-    from specbench_kangaroo.record.writer import RunWriter  # noqa: PLC0415
-    from specbench_kangaroo.run.schedule import refuse_strangers  # noqa: PLC0415
-
-    record = replace(runner.manifest, name=folder.resolve().name, command=command)
-    writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
-    say(_announcement(record, runner.plan))
-    rounds = runner.plan.rounds
-    total = len(rounds) * len(record.entries)
-    with writer, still_bar(total, done=len(writer.finished)) as update:
-
-        def on_finished(made: Generation) -> None:
-            place = f"{made.task} {made.question_id}, {made.entry}"
-            update(advance=1, description=place)
-
-        refuse_strangers(rounds, writer)
-        runner.execute(writer, on_finished, interruption)
+def _bar(total: int, *, done: int) -> Iterator[Callable[[Generation], None]]:
+    with still_bar(total, done=done) as update:
+        yield lambda made: update(
+            advance=1, description=f"{made.task} {made.question_id}, {made.entry}"
+        )
 
 
 def _tell_how_to_go_on(folder: Path, go_on: str, what_happened: str) -> None:
@@ -196,20 +171,6 @@ def _new_folder(request: Request) -> Path:
     while folder.exists():
         folder, number = RESULTS / f"{name}-{number}", number + 1
     return folder
-
-
-def _announcement(record: Manifest, plan: Plan) -> str:
-    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
-
-    settings, workers = record.settings, record.settings["workers"]
-    threads = f" with {counted(settings['threads'], 'thread')}"
-    return (
-        f"{record.model}, {settings['dtype']} on {settings['device']}"
-        f"{threads if settings['device'] == 'cpu' else ''}"
-        f"{f', {workers} workers' if workers > 1 else ''}; "
-        f"{counted(len(plan.questions.questions), 'question')} of "
-        f"{record.questions}; {', '.join(record.entries)}"
-    )
 
 
 def _resuming(command: str, new_folder: Path | None) -> str:
