@@ -81,7 +81,8 @@ def tree_of(module: str) -> ast.Module:
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    names = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+    return isinstance(node, ast.If) and ast.unparse(node.test) in names
 
 
 def reached(node: ast.AST, *, in_functions: bool) -> Iterator[ast.AST]:
