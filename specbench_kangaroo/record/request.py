@@ -25,6 +25,7 @@ DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_TEMPLATE = "tokenizer"  # how prompts are written: by the tokenizer's own template
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Name = Annotated[str, Meta(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Value = bool | int | float | str
 """Of an option; a method's own type decides what it means."""
 
@@ -81,7 +82,7 @@ class EntryChoice(Part, frozen=True):
 class Request(Part, frozen=True):
     """A run as it was asked for, before anything of it was checked or loaded."""
 
-    name: str = ""
+    name: Name = ""  # of its run folder, after the time
     target: TargetChoice = field(default_factory=TargetChoice)
     questions: QuestionChoice = field(default_factory=QuestionChoice)
     decoding: Decoding = field(default_factory=Decoding)

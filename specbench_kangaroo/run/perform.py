@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +14,7 @@ from msgspec.structs import replace
 
 from specbench_kangaroo.record.request import Request
 from specbench_kangaroo.record.schema import Generation, Manifest
-from specbench_kangaroo.record.writer import Run, RunWriter, read_run
+from specbench_kangaroo.record.writer import Run, RunWriter, read_run, refuse_taken
 from specbench_kangaroo.run.runner import OnFinished, Runner, execute
 from specbench_kangaroo.run.schedule import refuse_strangers
 from specbench_kangaroo.run.setup import Plan, load_bench, manifest, plan_of
@@ -71,8 +73,15 @@ def perform(
         ResumableError: the disk or the device refuses; what is written is whole.
         KeyboardInterrupt: ``interruption`` asked for it, or Ctrl-C was pressed; so is it then.
     """
+    if not resume:
+        refuse_taken(folder)  # before anything is loaded
     with opened(request, ray_address, say=say) as runner:
-        record = replace(runner.manifest, name=folder.resolve().name, command=command)
+        record = replace(
+            runner.manifest,
+            name=folder.resolve().name,
+            command=command,
+            directory=str(Path.cwd()) if _has_relative_paths(request) else None,
+        )
         writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
         say(_announcement(record, runner.plan))
         rounds = runner.plan.rounds
@@ -98,6 +107,15 @@ def opened(request: Request, ray_address: str | None, *, say: Say) -> Iterator[R
 
         with session.opened(request, ray_address, say=say) as workers:
             yield workers
+
+
+def _has_relative_paths(request: Request) -> bool:
+    """Whether a run elsewhere would look for a file or folder in another place."""
+    texts: list[object] = [request.target.model, request.questions.source]
+    for entry in request.entries:
+        texts += [*entry.options.values(), *chain(*entry.sweep.values())]
+    given = [text for text in texts if isinstance(text, str) and text]
+    return any(not os.path.isabs(text) and os.path.exists(text) for text in given)
 
 
 def _announcement(record: Manifest, plan: Plan) -> str:
