@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +23,12 @@ from specbench_kangaroo.record.request import (
 )
 from specbench_kangaroo.record.schema import BASELINE
 from specbench_kangaroo.run.config import read_study
+from specbench_kangaroo.run.study import new_folder
 
 if TYPE_CHECKING:
     from specbench_kangaroo.record.schema import Generation
 
-RESULTS = Path("results")
 INTERRUPTED = 130
-_MOST_LABELS = 6  # in the name of a run folder
 _DEFAULT = Decoding()
 _BESIDE_RESUME = ("resume", "ray_address")
 
@@ -80,7 +77,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     if dry_run:
         _show(request, output, ray_address)
         return
-    folder = output or _new_folder(request)
+    folder = output or new_folder(request)
     raise typer.Exit(benchmark(request, str(context.obj), folder, ray_address=ray_address))
 
 
@@ -220,22 +217,3 @@ def _show(request: Request, output: Path | None, ray_address: str | None) -> Non
     except KeyboardInterrupt:
         say("interrupted: nothing was kept")
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _new_folder(request: Request) -> Path:
-    """Named by the time; a second run of that second, or after the clock was put back, by more."""
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{_title(request)}"
-    folder, number = RESULTS / name, 2
-    while folder.exists():
-        folder, number = RESULTS / f"{name}-{number}", number + 1
-    return folder
-
-
-def _title(request: Request) -> str:
-    """The request's name, as far as it can be a folder's; without one the labels of the entries."""
-    if name := re.sub(r"[^\w.+-]+", "-", request.name).strip("-"):
-        return name
-    labels = list(dict.fromkeys([BASELINE, *(choice.name for choice in request.entries)]))
-    if (more := len(labels) - _MOST_LABELS) > 0:
-        labels[_MOST_LABELS:] = [f"{more}-more"]
-    return "+".join(labels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench_kangaroo.record.errors import ResumableError, UsageError
+from specbench_kangaroo.record.manifest import resume_command
 from specbench_kangaroo.record.request import Request
 from specbench_kangaroo.record.schema import BASELINE, Generation
 from specbench_kangaroo.run.config import checked, read_study, request_of
@@ -62,7 +62,7 @@ def run(
     try:
         return perform(request, folder, command=_COMMAND, progress=counted)
     except (KeyboardInterrupt, ResumableError) as stopped:
-        stopped.add_note(f"go on with: specbench run --resume {shlex.quote(str(folder))}")
+        stopped.add_note(f"go on with: {resume_command(folder)}")
         raise
 
 

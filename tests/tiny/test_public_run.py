@@ -13,7 +13,7 @@ import specbench_kangaroo
 from specbench_kangaroo import Request, Run, UsageError, read_run, run, summarise
 from specbench_kangaroo.record.schema import Generation, GenerationKey
 from specbench_kangaroo.run import registry
-from specbench_kangaroo.run.perform import perform
+from tests.command import call
 
 from .bench import Interrupts, Stub, save_model, save_questions
 
@@ -105,9 +105,8 @@ def test_ctrl_c_leaves_a_folder_that_can_go_on(
     with pytest.raises(UsageError, match="is not empty"):
         run(study, output="a run")
     monkeypatch.setattr(Interrupts, "at", 0)
-    whole = perform(left.manifest.request, left.folder, resume=True)
-    assert whole.manifest.status == "complete"
-    assert len(whole.generations) == 8
+    assert call("run", "--resume", "a run") == 0
+    assert len(read_run("a run").generations) == 8
 
 
 def test_a_thread_may_run_one(study: dict[str, Any]) -> None:

@@ -107,7 +107,10 @@ def test_help_is_a_page_to_start_from() -> None:
     [
         ("'nothing.toml'", "cannot read the study nothing.toml: No such file"),
         ("3", "a study is the path of a TOML file, a mapping or a Request, not 3; give one"),
-        ("{'decoding': {'max_new_tokens': 'many'}}", "at decoding.max_new_tokens"),
+        (
+            "{'decoding': {'max_new_tokens': 'many'}}",
+            "the study: decoding.max_new_tokens is 'many', and must be int",
+        ),
         ("{'entries': [{'method': 'kangoroo'}]}", "unknown method 'kangoroo'"),
         ("Request(name=3)", "the request: "),
     ],
