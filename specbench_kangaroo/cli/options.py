@@ -175,7 +175,11 @@ RayAddress = Annotated[
 BackendFlag = Annotated[Backend, Option(help="How the target's passes are launched.")]
 RunOutput = Annotated[
     Path | None,
-    Option(help="The run folder to make.", show_default="results/TIME-NAME", metavar="DIR"),
+    Option(
+        help="The run folder to make.",
+        show_default="results/TIME-NAME, or TIME-LABELS",
+        metavar="DIR",
+    ),
 ]
 Config = Annotated[
     Path | None,

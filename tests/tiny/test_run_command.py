@@ -419,3 +419,16 @@ def test_a_study_without_entries_runs_the_baseline_and_says_so(
     assert first == (
         "warning: empty.toml names no entry, so that only vanilla runs; add [[entries]]"
     )
+
+
+def test_the_study_of_ones_own_model_runs(
+    arguments: list[str], model: Path, tmp_path: Path
+) -> None:
+    del arguments
+    study = Path(__file__).parents[2] / "docs" / "studies" / "own-model.toml"
+    shutil.copytree(model, tmp_path / "my-model")  # where the study says that it is
+    flags = ["--questions", "questions.jsonl", "--limit", "1", "--max-new-tokens", "4"]
+    assert call("run", "--config", study, *flags, "--output", "run") == 0
+    run = read_run(tmp_path / "run")
+    assert list(run.manifest.entries)[1:] == [choice.name for choice in read_study(study).entries]
+    assert set(run.generations["status"]) == {"ok"}

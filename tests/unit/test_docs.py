@@ -35,10 +35,6 @@ MOST_LINES = 150  # of README.md: longer ones are not read
 WRITTEN_BY_TYPER = "specbench_kangaroo/cli/README.md"  # usage lines, no commands
 PLUG_IN = "repeat_last"  # the method that methods/README.md makes up; it is not installed
 
-# What pages describe already and the code does not have yet.  These tests are expected to fail;
-# one that passes fails the suite, and its item is to be taken off.
-AWAITED_FLAGS = re.compile(r"--(config|dry-run|from)\b|--resume results/")
-
 ODD_WORDS = (
     *("mend", "a person", "held against", "has a meaning", "anew", "amiss", "nought"),
     "in one stroke",
@@ -236,17 +232,6 @@ def _report(run: str) -> str:
 # --- the tests ---
 
 
-def listed(pieces: list[Piece], awaited: re.Pattern[str]) -> list[object]:
-    """As parameters; what is awaited has to fail."""
-    mark = pytest.mark.xfail(strict=True, reason="it is there now: take it off what is awaited")
-    return [
-        pytest.param(
-            piece, marks=[mark] if awaited.search(piece.text) else [], id=f"{piece.page}-{place}"
-        )
-        for place, piece in enumerate(pieces)
-    ]
-
-
 COMMANDS = [
     command
     for page in PAGES
@@ -269,7 +254,7 @@ def test_runs_that_are_mentioned_exist(page: str) -> None:
     assert missing_runs(read(page)) == [], "a number without its run cannot be checked"
 
 
-@pytest.mark.parametrize("command", listed(COMMANDS, AWAITED_FLAGS))
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}-{command.line}")
 def test_commands_can_be_pasted(command: Piece) -> None:
     told = f"{command.page}:{command.line}: {command.text}"
     assert (found := problem(command.text)) is None, f"{told}: {found}"
@@ -279,7 +264,7 @@ def test_commands_can_be_pasted(command: Piece) -> None:
 def test_commands_in_the_text_have_flags_that_exist(page: str) -> None:
     found = [" ".join(code.split()) for code in _INLINE.findall(prose(read(page)))]
     named = [code for code in found if re.match(r"specbench [a-z]", code)]
-    wrong = {code: problem(code, partial=True) for code in named if not AWAITED_FLAGS.search(code)}
+    wrong = {code: problem(code, partial=True) for code in named}
     assert {code: why for code, why in wrong.items() if why} == {}
 
 

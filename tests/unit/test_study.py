@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.record.request import Request
+from specbench_kangaroo.record.request import EntryChoice, Request
 from specbench_kangaroo.run.config import entries_of, read_study
 from specbench_kangaroo.run.setup import plan_of
 from tests.command import refused
@@ -48,9 +48,9 @@ def test_the_page_on_studies_has_every_key_and_no_other() -> None:
     rows = dict(re.findall(r"^\| `\[\[?(\w+)\]\]?` \| (.*) \|$", page, re.MULTILINE))
     request = Request()
     assert rows.keys() == {*Request.__struct_fields__} - {"name"}
-    for part in ("target", "questions", "decoding"):
-        named = set(re.findall(r"`(\w+)`", rows[part]))
-        assert named == set(getattr(request, part).__struct_fields__), part
+    parts = {name: getattr(request, name) for name in ("target", "questions", "decoding")}
+    for name, part in (parts | {"entries": EntryChoice(method="any")}).items():
+        assert set(re.findall(r"`(\w+)`", rows[name])) == set(part.__struct_fields__), name
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_page_on_studies_has_every_key_and_no_other() -> None:
         (b"[[entries]]\nlabel = 'a'\n", r"entries\[0\] lacks the key method; add it$"),
         (
             b"[[entries]]\nmethod = 'kangaroo'\noptions = { steps = [2] }\n",
-            r"a value in entries\[0\].options must be bool | int | float | str$",
+            r"a value in entries\[0\].options must be bool \| int \| float \| str$",
         ),
         (
             b"[[entries]]\nmethod = 'kangaroo'\nsweep = { steps = 2 }\n",
