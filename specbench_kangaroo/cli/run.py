@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,9 +125,10 @@ def go_on(folder: Path, *, ray_address: str | None = None) -> int:
         UsageError: there is no run, or it cannot have stayed the same.
     """
     stored = manifest_to_resume(folder)
-    start = Path(stored.directory or ".").absolute()
+    directory = None if stored.directory is None else Path(stored.directory)
     # Where that is gone, the files may have moved to where the user is now, with the run.
-    directory = start if start.is_dir() and start != Path.cwd() else None
+    if directory and (not os.access(directory / ".", os.X_OK) or directory == Path.cwd()):
+        directory = None
     return benchmark(
         stored.request,
         stored.command,
@@ -162,7 +164,7 @@ def benchmark(
 
     place = folder if directory is None else folder.absolute()
     try:
-        with interruptible() as interruption, chdir(directory or Path.cwd()):
+        with interruptible() as interruption, chdir(directory) if directory else nullcontext():
             try:
                 made = perform(
                     request,
@@ -212,7 +214,11 @@ def _show(request: Request, output: Path | None, ray_address: str | None) -> Non
         plan = plan_of(request)
         if output is not None:
             refuse_taken(output)
-        found = None if ray_address is not None else rehearse(load_bench(plan))
+        found = None
+        if ray_address is None:
+            bench = load_bench(plan)
+            with still_bar(len(plan.entries)) as update:
+                found = rehearse(bench, lambda entry: update(advance=1, description=entry))
         deliver(described(plan, found))
     except KeyboardInterrupt:
         say("interrupted: nothing was kept")

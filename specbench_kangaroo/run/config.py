@@ -73,6 +73,7 @@ def _reason(error: msgspec.ValidationError, content: Any) -> str:
         return f"{path} lacks the key {told.rpartition(' ')[2]}; add it"
     told = told.removeprefix("Expected ").removesuffix(" | null").replace("object", "a table")
     told = told.replace("array", "a list ([...], or [[...]] of tables)")
+    told = re.sub(r"str matching .*", "text of one line, each part of a path up to 255 long", told)
     path, below, _ = path.partition("[...]")
     if below:  # under a key that msgspec does not tell
         return f"a value in {path} must be {told}"

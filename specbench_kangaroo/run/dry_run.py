@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from specbench_kangaroo.run.generation import generate, prompt_of
@@ -11,6 +11,7 @@ from specbench_kangaroo.run.runner import WARMUP_TOKENS
 from specbench_kangaroo.run.setup import Bench, Plan, entry_options
 
 PROBE_TOKENS = 16  # that each entry makes to be timed
+_WARM_UP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,24 @@ class Rehearsal:
     place: str
 
 
-def rehearse(bench: Bench) -> Rehearsal:
-    """Let every entry begin to answer one prompt of middle length, twice; the second is timed."""
+def rehearse(bench: Bench, on_probed: Callable[[str], None] = lambda _: None) -> Rehearsal:
+    """Let every entry begin to answer one prompt of middle length, and time it when it is warm.
+
+    Args:
+        bench: of the run.
+        on_probed: called with each entry's label when its probe is done.
+    """
     first = [item for item in bench.rounds if item.turn == 0 and item.repeat == 0]
     lengths = [len(prompt_of(bench, item, {})) for item in first]
     middle = first[sorted(range(len(first)), key=lengths.__getitem__)[len(first) // 2]]
     probes = {}
     for entry in bench.methods:
-        generate(bench, middle, entry, {}, at_most=PROBE_TOKENS)
+        generate(bench, middle, entry, {}, at_most=_WARM_UP)
         made, _ = generate(bench, middle, entry, {}, at_most=PROBE_TOKENS)
         token_ms = (made.total_ms - made.ttft_ms) / max(1, made.new_tokens - 1)
         # A text that ends at once says nothing of later tokens: a prefill costs more than one.
         probes[entry] = Probe(made.ttft_ms, token_ms or made.ttft_ms, made.error)
+        on_probed(entry)
     wanted = bench.decoding
     warm_up = [min(WARMUP_TOKENS, wanted.max_new_tokens)] * wanted.warmup
     answers = [wanted.max_new_tokens] * len(bench.rounds)
