@@ -24,6 +24,8 @@ from specbench_kangaroo.report.sheets import (
     name_cell,
     speedup_marks,
 )
+from specbench_kangaroo.stats.intervals import INTERVAL_NAME
+from specbench_kangaroo.stats.sessions import SESSIONS_NAME, Sessions
 from specbench_kangaroo.stats.summary import OVERALL, Summary
 
 _FACTS = ("model", "questions", "dtype", "device")
@@ -165,3 +167,31 @@ def _side_by_side(summaries: Sequence[Summary]) -> Section:
 def _facts(summary: Summary) -> tuple[Cell, ...]:
     facts = (getattr(summary, name) or ABSENT for name in _FACTS)
     return name_cell(summary.run, _FACT_WIDTH), *(folded(str(f), _FACT_WIDTH) for f in facts)
+
+
+def over_sessions(found: Sessions) -> Section:
+    """A row per entry: its speedup in any session, and in each of these."""
+    columns = (
+        Column(Cell("entry"), left=True),
+        Column(Cell("n")),
+        Column(Cell("all sessions", ("all", "sessions"))),
+        *(Column(name_cell(name, _HEADING_WIDTH)) for name in found.runs),
+    )
+    ranked = sorted(found.entries.items(), key=lambda item: -item[1].overall.value)
+    rows = (
+        (
+            name_cell(label, _FACT_WIDTH),
+            Cell(str(of.n)),
+            *(interval_cell({SPEEDUP: one}, SPEEDUP) for one in (of.overall, *of.each)),
+        )
+        for label, of in ranked
+    )
+    return Section(
+        title=f"{len(found.runs)} sessions: overall speedup over {found.baseline}, "
+        f"{found.model}, {found.questions}",
+        sheet=Sheet(columns, tuple(rows), stacked=True),
+        notes=(
+            Note(f"all sessions: geometric mean, in brackets {SESSIONS_NAME}"),
+            Note(f"each session: in brackets {INTERVAL_NAME}, which holds for that session alone"),
+        ),
+    )
