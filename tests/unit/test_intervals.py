@@ -115,6 +115,20 @@ def test_the_documented_table_is_what_the_simulation_gives():
         assert table[label][-len(sizes) :] == pytest.approx(reached, abs=0.0011), label
 
 
+@pytest.mark.parametrize("questions", [4, 8, 24, 48])
+@pytest.mark.parametrize("noise", [0.03, 0.08])
+def test_the_gates_rule_raises_few_false_alarms(questions, noise):
+    """Of two equal runs: a whole interval below what the gate's tolerance of 5 % allows."""
+    rng = np.random.default_rng([questions, int(100 * noise)])
+    length = np.exp(LENGTHS * rng.standard_normal((DRAWS, questions)))
+    sides = ("before", "baseline_after", "after", "baseline_before")
+    columns = {
+        name: length * np.exp(noise * rng.standard_normal((DRAWS, questions))) for name in sides
+    }
+    change = intervals(Ratio(sides[:2], sides[2:]), columns)
+    assert (change.high < 0.95).mean() <= 0.01
+
+
 # --- the formula, step by step ---
 
 
