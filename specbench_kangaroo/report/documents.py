@@ -67,7 +67,7 @@ def markdown(*summaries: Summary) -> str:
     """Runs with all their tables and what others published, as GitHub draws it."""
     document = document_of(summaries, with_details=True, with_published=True)
     blocks = document.drawn(
-        section=_markdown_section,
+        section=markdown_section,
         heading=lambda run: [f"## {run}"],
         ending=_ending,
     )
@@ -112,7 +112,8 @@ def _ending(report: Report) -> tuple[str, ...]:
     return ("; ".join(report.captions) + ".", *(note.text for note in report.closing))
 
 
-def _markdown_section(section: Section) -> Iterator[str]:
+def markdown_section(section: Section) -> Iterator[str]:
+    """A section's title, table and notes, block by block."""
     yield f"### {section.title}"
     yield "\n".join(markdown_lines(section.sheet))
     yield from (bold(note.text, note.mark) for note in section.notes)
