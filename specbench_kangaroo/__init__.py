@@ -41,6 +41,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specbench_kangaroo.bench.study import run
     from specbench_kangaroo.engine.method import (
         Draft,
         Drafter,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from specbench_kangaroo.record.reader import Run, read_run
     from specbench_kangaroo.record.request import Request
     from specbench_kangaroo.record.schema import ExitReason
-    from specbench_kangaroo.run.study import run
     from specbench_kangaroo.stats.summary import Summary, summarise
 
 __version__ = "0.1.0"
@@ -88,6 +88,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bench.study": ("run",),
     "engine.method": (
         *("Draft", "Drafter", "Method", "MethodOptions", "PlainMethod", "Session"),
         *("StatelessMethod", "Verified", "option"),
@@ -106,8 +107,6 @@ if not TYPE_CHECKING:  # to a type checker, it would make every other name exist
 
     def __getattr__(name: str) -> Any:
         """What is imported when it is first asked for."""
-        if name == "run":  # a folder, which can be called: see its own __init__
-            return import_module(f"{__name__}.run")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from specbench_kangaroo.bench.config import read_study
+from specbench_kangaroo.bench.study import new_folder
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.cli.output import deliver, say, still_bar
@@ -23,8 +25,6 @@ from specbench_kangaroo.record.request import (
     Request,
 )
 from specbench_kangaroo.record.schema import BASELINE
-from specbench_kangaroo.run.config import read_study
-from specbench_kangaroo.run.study import new_folder
 
 if TYPE_CHECKING:
     from specbench_kangaroo.record.schema import Generation
@@ -159,8 +159,8 @@ def benchmark(
             this machine if the request has several.
         directory: where the request's relative paths start; None for the current one.
     """
-    from specbench_kangaroo.run.perform import perform  # noqa: PLC0415
-    from specbench_kangaroo.run.signals import interruptible  # noqa: PLC0415
+    from specbench_kangaroo.bench.perform import perform  # noqa: PLC0415
+    from specbench_kangaroo.bench.signals import interruptible  # noqa: PLC0415
 
     place = folder if directory is None else folder.absolute()
     try:
@@ -206,9 +206,9 @@ def _tell_how_to_go_on(folder: Path, go_on: str, what_happened: str) -> None:
 
 def _show(request: Request, output: Path | None, ray_address: str | None) -> None:
     """What the request would do, and about how long it would take."""
+    from specbench_kangaroo.bench.dry_run import described, rehearse  # noqa: PLC0415
+    from specbench_kangaroo.bench.setup import load_bench, plan_of  # noqa: PLC0415
     from specbench_kangaroo.record.writer import refuse_taken  # noqa: PLC0415
-    from specbench_kangaroo.run.dry_run import described, rehearse  # noqa: PLC0415
-    from specbench_kangaroo.run.setup import load_bench, plan_of  # noqa: PLC0415
 
     try:
         plan = plan_of(request)

@@ -186,7 +186,7 @@ def _is_begun(folder: Path, label: str, found: Tuning) -> bool:
 
 
 def _check_questions(logged: Run, request: Request) -> None:
-    from specbench_kangaroo.run.questions import load_questions  # noqa: PLC0415
+    from specbench_kangaroo.bench.questions import load_questions  # noqa: PLC0415
 
     source = request.questions.source
     if load_questions(source).sha256 != logged.manifest.hashes.get("questions"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.run import study
+from specbench_kangaroo.bench import study
 from tests.command import call
 from tests.unit.faults import Disk, lines_on
 

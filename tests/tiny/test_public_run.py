@@ -11,8 +11,8 @@ import pytest
 
 import specbench_kangaroo
 from specbench_kangaroo import Request, Run, UsageError, read_run, run, summarise
+from specbench_kangaroo.bench import registry
 from specbench_kangaroo.record.schema import Generation, GenerationKey
-from specbench_kangaroo.run import registry
 from tests.command import call
 
 from .bench import Interrupts, Stub, save_model, save_questions

@@ -20,13 +20,13 @@ from urllib.parse import unquote
 import pytest
 import typer.main
 
+from specbench_kangaroo.bench.config import choices_of, entries_of
+from specbench_kangaroo.bench.registry import built_in_files
 from specbench_kangaroo.cli.main import app
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Generation, StepRecord
 from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report.documents import markdown
-from specbench_kangaroo.run.config import choices_of, entries_of
-from specbench_kangaroo.run.registry import built_in_files
 from specbench_kangaroo.stats.metrics import METRICS
 from specbench_kangaroo.stats.summary import summarise
 
@@ -176,7 +176,7 @@ def _parsed(words: list[str]) -> dict[str, object]:
 
 
 def _check_options(method: list[str], option: list[str], sweep: list[str]) -> None:
-    from specbench_kangaroo.run.setup import entry_options  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo.bench.setup import entry_options  # noqa: PLC0415 (imports torch)
 
     entry_options(entries_of(choices_of(method, option, sweep)))
 

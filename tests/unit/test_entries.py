@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from specbench_kangaroo.bench.config import Entry, choices_of, entries_of
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.gate.regression import compare
 from specbench_kangaroo.record.errors import UsageError
@@ -20,7 +21,6 @@ from specbench_kangaroo.report.figures.style import looks
 from specbench_kangaroo.report.html_report import illustrated, page
 from specbench_kangaroo.report.sheets import differing_options
 from specbench_kangaroo.report.spec_bench_answers import answer_files
-from specbench_kangaroo.run.config import Entry, choices_of, entries_of
 from specbench_kangaroo.stats.summary import Summary, summarise, to_json
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 from tests.changes import replace

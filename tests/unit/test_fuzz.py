@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from specbench_kangaroo.bench.questions import load_questions, select
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import MANIFEST
 from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
-from specbench_kangaroo.run.questions import load_questions, select
 from specbench_kangaroo.stats.summary import summarise
 from tests.unit.faults import leave
 from tests.unit.runs import make_answer, make_judgement, make_manifest

@@ -20,11 +20,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from specbench_kangaroo.bench.config import entries_of, request_of
+from specbench_kangaroo.bench.registry import built_in_files
 from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report.figures.catalogue import FIGURES
 from specbench_kangaroo.report.sheets import interval_cell
-from specbench_kangaroo.run.config import entries_of, request_of
-from specbench_kangaroo.run.registry import built_in_files
 from specbench_kangaroo.stats.summary import OVERALL, summarise
 from specbench_kangaroo.tuning.tuning import tune
 from tests.unit.drafting import ALLOWED, make_answer, make_drafting_run

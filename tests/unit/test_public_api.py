@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import specbench_kangaroo
-from specbench_kangaroo.run import study
+from specbench_kangaroo.bench import study
 
 ROOT = Path(__file__).parents[2]
 HEAVY = "{'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'msgspec', 'typer'}"
@@ -19,10 +19,10 @@ HEAVY = "{'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'msgspec', 'typ
 # What other code may have imported by then.
 FIRST = [
     "",
-    "import specbench_kangaroo.run",
-    "import specbench_kangaroo.run.config",
-    "from specbench_kangaroo.run import config",
-    "from specbench_kangaroo.run.study import run as function",
+    "import specbench_kangaroo.bench",
+    "import specbench_kangaroo.bench.config",
+    "from specbench_kangaroo.bench import config",
+    "from specbench_kangaroo.bench.study import run as function",
     "from specbench_kangaroo import read_run",
 ]
 
@@ -41,15 +41,15 @@ def fresh(program: str) -> str:
 
 
 @pytest.mark.parametrize("first", FIRST)
-def test_run_is_the_function_and_its_folder_whatever_was_imported_first(first: str) -> None:
+def test_run_is_the_function_whatever_was_imported_first(first: str) -> None:
     assert fresh(f"""
 {first}
 from specbench_kangaroo import run
 import specbench_kangaroo
 assert run is specbench_kangaroo.run
-import specbench_kangaroo.run.schedule
-import specbench_kangaroo.run.config as config
-assert run is specbench_kangaroo.run and config is specbench_kangaroo.run.config
+import specbench_kangaroo.bench.schedule
+import specbench_kangaroo.bench.config as config
+assert run is specbench_kangaroo.run and config is specbench_kangaroo.bench.config
 from specbench_kangaroo import run as again
 assert again is run
 import inspect

@@ -369,7 +369,7 @@ def test_reports_need_no_torch():
     code = (
         "import sys, specbench_kangaroo.stats.summary, specbench_kangaroo.report.tables;"
         "import specbench_kangaroo.report.figures.speedups;"
-        "import specbench_kangaroo.run.lossless;"
+        "import specbench_kangaroo.bench.lossless;"
         "sys.exit(bool({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

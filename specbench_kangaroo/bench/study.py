@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbench_kangaroo.bench.config import checked, read_study, request_of
 from specbench_kangaroo.record.errors import ResumableError, UsageError
 from specbench_kangaroo.record.manifest import resume_command
 from specbench_kangaroo.record.request import Request
 from specbench_kangaroo.record.schema import BASELINE, Generation
-from specbench_kangaroo.run.config import checked, read_study, request_of
 
 if TYPE_CHECKING:
     from specbench_kangaroo.record.reader import Run
@@ -49,7 +49,7 @@ def run(
         KeyboardInterrupt: Ctrl-C.  What was answered until then is in the folder, and
             ``specbench run --resume FOLDER`` makes the rest.
     """
-    from specbench_kangaroo.run.perform import perform  # noqa: PLC0415 (torch)
+    from specbench_kangaroo.bench.perform import perform  # noqa: PLC0415 (torch)
 
     request = _request(study)
     folder = new_folder(request) if output is None else Path(output)
