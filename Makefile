@@ -66,7 +66,7 @@ regression: venv  ## the default model against its committed reference, by the g
 	$(BIN)/specbench compare $(REGRESSION_RUN) "$$folder/run" $(REGRESSION_TOLERANCES) && \
 	rm -r "$$folder"
 
-reference-regression: venv  ## make that reference anew: only where a change of it is meant
+reference-regression: venv  ## make that reference again: only where it is meant to change
 	rm -rf $(REGRESSION_RUN)
 	$(BIN)/specbench run $(REGRESSION_FLAGS) --output $(REGRESSION_RUN)
 

@@ -2,7 +2,7 @@
 
 ``exit_layer``: the first layers draft through the target's own norm and head, and verification goes
 on from their states (LayerSkip, Elhoushi et al., arXiv 2404.16710, section 4.3).  ``skip``: all but
-the named layers draft, and verification runs all of them anew (Draft & Verify, Zhang et al., arXiv
+the named layers draft, and verification runs all of them again (Draft & Verify, Zhang et al., arXiv
 2309.08168).  LayerSkip's targets were trained for early exits and Draft & Verify searched for its
 layers; on any other target this shows what a trained draft head is worth.  Drafts stop at
 Kangaroo's threshold, so that at the same exit layer only its adapter makes a difference.
@@ -117,7 +117,7 @@ class LayerDrafter:
         self._target, self._session = method.target, session
         self._rule = StopRule(steps=options.steps, threshold=options.threshold)
         *self._before, self._last = method.drafting
-        self._exit_layer = options.exit_layer  # verification goes on from there; None: it runs anew
+        self._exit_layer = options.exit_layer  # verification goes on from there; None: it runs all
         self._kept = NOTHING if self._exit_layer is None else Needs(layers=(self._exit_layer,))
 
     def propose(self, root: int, budget: int) -> Draft:

@@ -84,7 +84,7 @@ def write_file(path: Path, text: str) -> None:
 def still_bar(total: int | None = None, *, done: int = 0) -> Iterator[Callable[..., None]]:
     """A bar drawn by hand between measurements, and by no thread within one: those are timed.
 
-    Yields what draws it anew with changes that :meth:`rich.progress.Progress.update` knows.  It is
+    Yields what draws it again with changes that :meth:`rich.progress.Progress.update` knows.  It is
     on standard error; without a terminal nothing is drawn.
     """
     console = Console(stderr=True)

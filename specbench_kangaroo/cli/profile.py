@@ -10,10 +10,9 @@ import typer
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.output import deliver, json_text, say, still_bar
 from specbench_kangaroo.cli.run import INTERRUPTED
-from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.models.shapes import SHAPES
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.config import ModelChoice
+from specbench_kangaroo.record.request import DEFAULT_MODEL, TargetChoice
 
 if TYPE_CHECKING:
     from specbench_kangaroo.microbench.estimates import Profile
@@ -75,7 +74,7 @@ def profile(  # noqa: PLR0913 (one parameter a flag)
     if shape is not None and (model != DEFAULT_MODEL or revision is not None):
         raise UsageError("--shape stands in place of a model: leave --model and --revision out")
     request = ProfileRequest(
-        model=ModelChoice(name=model, revision=revision, dtype=dtype, device=device),
+        target=TargetChoice(model=model, revision=revision, dtype=dtype, device=device),
         backends=tuple(dict.fromkeys(backend or [flags.Backend.EAGER])),
         shape=shape,
         repeats=repeats,

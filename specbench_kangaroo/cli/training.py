@@ -26,9 +26,8 @@ from specbench_kangaroo.cli.completion import trainable_methods
 from specbench_kangaroo.cli.options import Device, Model, Revision, Template, by_name
 from specbench_kangaroo.machine.cache_folder import stderr_console
 from specbench_kangaroo.machine.devices import DTYPES, default_device
-from specbench_kangaroo.models.catalogue import DEFAULT_MODEL
 from specbench_kangaroo.models.templates import template_named
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
+from specbench_kangaroo.record.request import DEFAULT_MODEL, DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     from specbench_kangaroo.training.train import Hooks, Validation

@@ -143,7 +143,9 @@ class KVCache:
 
     def _check_loan(self) -> None:
         if self.storage.loans != self._loan:
-            raise RuntimeError("a cache of an earlier generation is used: its memory is lent anew")
+            raise RuntimeError(
+                "a cache of an earlier generation is used: its memory has another user now"
+            )
 
 
 @dataclass(frozen=True, slots=True)

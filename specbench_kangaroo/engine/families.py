@@ -63,7 +63,7 @@ def layout_of(model: Any) -> Layout:
 def context_length(config: Any) -> int:
     """How many positions a text may have.
 
-    LongRoPE (Phi-3) rotates *all* positions anew once a text outgrows the length of its first
+    LongRoPE (Phi-3) rotates *all* positions again once a text outgrows the length of its first
     training: what is cached by then would be of another model, so its texts end there.
     """
     longest: int = config.max_position_embeddings

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from specbench_kangaroo.gate.gates import Gate, Tolerances, gates_of
 from specbench_kangaroo.gate.pairs import Matched, asked, match
 from specbench_kangaroo.record.errors import UsageError, look_up
-from specbench_kangaroo.record.manifest import SETTINGS_BEFORE
 from specbench_kangaroo.record.schema import COMPLETE, Manifest
 from specbench_kangaroo.record.writer import Run
 
@@ -220,13 +219,13 @@ def _entry(manifest: Manifest, name: str) -> dict[str, Any]:
 
 def _recorded(manifest: Manifest, *names: str) -> dict[str, Any]:
     """Settings of a run, and facts of its environment, by their own names."""
-    values = {**SETTINGS_BEFORE, **manifest.environment, **manifest.settings}
+    values = {**manifest.environment, **manifest.settings}
     return {name: values.get(name, _NOT_RECORDED) for name in names}
 
 
 def _device(manifest: Manifest) -> str:
     """``cpu``, or the GPU's name; another index of the same kind is the same kind."""
-    kind, _, index = str(manifest.settings.get("device", _NOT_RECORDED)).partition(":")
+    kind, _, index = (manifest.resolved.device or _NOT_RECORDED).partition(":")
     names = _gpus(manifest)
     return names[int(index or 0)] if kind == "cuda" and int(index or 0) < len(names) else kind
 

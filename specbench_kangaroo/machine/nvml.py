@@ -185,7 +185,7 @@ class Gauge:
         """Energy of the whole device, whoever used it, and this process's peak of its memory."""
         end_j = self._energy_j()
         used_j = None if self._start_j is None or end_j is None else end_j - self._start_j
-        if used_j is not None and used_j < 0:  # the driver was loaded anew
+        if used_j is not None and used_j < 0:  # the driver was loaded again
             used_j = None
         if self._device.type != "cuda":
             return Usage(energy_j=used_j)

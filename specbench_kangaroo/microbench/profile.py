@@ -7,11 +7,15 @@ that a machine whose speed drifts hits all alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
+from specbench_kangaroo.bench.pauses import collected_by_hand
+from specbench_kangaroo.bench.schedule import rotated
+from specbench_kangaroo.bench.setup import capturer_of, check_backend
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.machine.devices import environment
@@ -24,10 +28,7 @@ from specbench_kangaroo.microbench.estimates import Profile, Repeat, Sweep, summ
 from specbench_kangaroo.microbench.passes import Scene, open_scene, sweep
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.models.shapes import LATENCY_ONLY, random_model, shape_named
-from specbench_kangaroo.run.config import ModelChoice
-from specbench_kangaroo.run.pauses import collected_by_hand
-from specbench_kangaroo.run.schedule import rotated
-from specbench_kangaroo.run.setup import capturer_of, check_backend
+from specbench_kangaroo.record.request import TargetChoice
 
 _SWEEPS_A_REPEAT = 5
 
@@ -39,7 +40,7 @@ OnProgress = Callable[[int, int], None]
 class ProfileRequest:
     """A profile as it was asked for."""
 
-    model: ModelChoice  # its backend is not looked at
+    target: TargetChoice  # its backend is not looked at
     backends: tuple[str, ...] = ("eager",)
     shape: str | None = None  # random weights of this size in place of the model's
     repeats: int = 7
@@ -61,11 +62,11 @@ def open_subject(request: ProfileRequest) -> Subject:
         UsageError: a model, shape, backend, dtype or device that does not exist, fit or work here.
     """
     for backend in request.backends:
-        check_backend(replace(request.model, backend=backend))
+        check_backend(replace(request.target, backend=backend))
     model, about = (_model if request.shape is None else _random_model)(request)
     targets = {
         name: Target(
-            model, capturer=capturer_of(replace(request.model, backend=name), model.device)
+            model, capturer=capturer_of(replace(request.target, backend=name), model.device)
         )
         for name in request.backends
     }
@@ -81,19 +82,19 @@ def open_subject(request: ProfileRequest) -> Subject:
 
 
 def _model(request: ProfileRequest) -> tuple[Any, dict[str, Any]]:
-    choice = request.model
+    choice = request.target
     loaded = load_model(
-        choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
+        choice.model, revision=choice.revision, dtype=choice.dtype, device=choice.device
     )
     said = {"model": loaded.name, "dtype": loaded.dtype, "device": loaded.device}
     return loaded.model, said
 
 
 def _random_model(request: ProfileRequest) -> tuple[Any, dict[str, Any]]:
-    shape, choice = shape_named(str(request.shape)), request.model
+    shape, choice = shape_named(str(request.shape)), request.target
     device = devices.main_device(devices.check_device(choice.device or devices.default_device()))
     dtype = devices.check_dtype(choice.dtype or devices.default_dtype(device), device)
-    # Every target lays the weights out anew.
+    # Every target lays the weights out again.
     model = random_model(shape, dtype=dtype, device=device, copies=1 + len(request.backends))
     said = {"model": shape.name, "weights": LATENCY_ONLY, "shape": shape.config}
     return model, said | {"dtype": dtype, "device": device}

@@ -28,8 +28,8 @@ from specbench_kangaroo.machine.cache_folder import (
 )
 from specbench_kangaroo.models.convert import unpack_gguf
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.request import DEFAULT_MODEL
 
-DEFAULT_MODEL = "smollm2-135m"
 PIP = (sys.executable, "-m", "pip")
 POLL_S = 0.1
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specbench_kangaroo.record.errors import look_up
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
+from specbench_kangaroo.record.request import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from specbench_kangaroo.record.checks import from_plain
+import msgspec
+
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.schema import RENAMED
 
 R = TypeVar("R")
+Decode = Callable[[bytes], R]
 
-_PLAIN = frozenset({str, int, float, bool, type(None)})
-
-
-def plain(value: Any) -> Any:
-    """``value`` with every record, mapping, tuple and enum replaced by what JSON has for it."""
-    if type(value) in _PLAIN:  # first: a run has millions of token ids
-        return value
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    return value
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_LONGEST = 200  # characters of a reason in a message
 
 
 def as_line(value: Any) -> bytes:
-    """One JSON line.  ASCII only: no text can hold a byte that a reader takes for a line's end."""
-    return json.dumps(plain(value), ensure_ascii=True).encode("ascii") + b"\n"
+    """One JSON line.  ASCII only: no text can hold a byte that a reader takes for a line's end.
+
+    Raises:
+        ValueError: a record that no reader would take, or a text with half a character.
+    """
+    line = msgspec.json.encode(value)
+    if not line.isascii():
+        line = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line.decode()).encode()
+    if isinstance(value, msgspec.Struct) and msgspec.json.decode(line, type=type(value)) != value:
+        raise ValueError("a value is no number")  # for which JSON has null
+    return line + b"\n"
+
+
+def one_line(reason: object) -> str:
+    """An error or a value in a message: on one line, and cut where it is long."""
+    text = " ".join(str(reason).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def is_text(value: str) -> bool:
+    """Whether every character is one: JSON can spell halves of them, which no file can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -51,72 +64,68 @@ def reading(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot read {path}: {error.strerror}; restore the file") from error
 
 
-def parsed(content: bytes) -> Any:
-    """The JSON value of some bytes, with or without a byte-order mark.
+def parsed(content: bytes) -> dict[str, Any]:
+    """The JSON object of some bytes, with or without a byte-order mark.
 
     Raises:
-        ValueError: they are no JSON.
+        ValueError: they hold none.
     """
     try:
-        return json.loads(content)
-    except UnicodeDecodeError:
-        raise ValueError("it is no text in UTF-8") from None
+        return msgspec.json.decode(content.removeprefix(BOM_UTF8), type=dict[str, Any])
     except RecursionError:  # brackets without an end
         raise ValueError("it is nested too deeply") from None
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the object of each line; blank lines and a torn last one are left out.
+def upgraded(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a version before 3 wrote, with the names that its fields have now."""
+    if any(new in row for old, new in RENAMED.items() if old in row):
+        return row  # of no version: the old name is then refused as unknown
+    return {RENAMED.get(name, name): value for name, value in row.items()}
+
+
+def decoder(kind: type[R], *, old: bool = False) -> Decode[R]:
+    """Reads a line as a ``kind``; ``old``: of a schema version before 3.
+
+    The function raises ValueError, with the place in the line, for anything else.
+    """
+    if old:
+        return lambda line: msgspec.convert(upgraded(parsed(line)), kind)
+    return msgspec.json.Decoder(kind).decode
+
+
+def numbered(path: Path, decode: Decode[R], what: str) -> Iterator[tuple[int, R]]:
+    """The number and the record of each line; blank lines and a torn last one are left out.
 
     A kill tears a line anywhere before its end: what cannot be read and has an end was changed by
     somebody.
+
+    Args:
+        path: of the file.
+        decode: as :func:`decoder` makes it.
+        what: a line is, in a message.
 
     Raises:
         UsageError: such a line, or the file cannot be read.
     """
     with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            content = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if not content.strip():
                 continue
-            value = _object(line)
-            if value is not None:
-                yield number, value
-            elif line.endswith(b"\n"):
-                raise UsageError(f"{path}:{number}: not a JSON object; remove or fix that line")
+            try:
+                record = decode(content)
+            except (ValueError, RecursionError) as error:
+                if _is_torn(line):
+                    return
+                raise UsageError(
+                    f"{path}:{number}: not a {what} ({one_line(error)}); remove or fix that line"
+                ) from error
+            yield number, record
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The object of each line; see :func:`numbered_lines`."""
-    for _, value in numbered_lines(path):
-        yield value
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = parsed(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def read_records(path: Path, kind: type[R]) -> list[R]:
-    """Every line of ``path`` as a ``kind``; see :func:`numbered_records`."""
-    return [record for _, record in numbered_records(path, kind)]
-
-
-def numbered_records(path: Path, kind: type[R]) -> Iterator[tuple[int, R]]:
-    """The number of each line, and the line as a ``kind``.
-
-    Raises:
-        UsageError: a line is malformed or holds something else; it names the file and the line.
-    """
-    for number, row in numbered_lines(path):
-        try:
-            record = from_plain(kind, row)
-        except ValueError as error:
-            message = f"{path}:{number}: not a {kind.__name__} ({error}); remove or fix that line"
-            raise UsageError(message) from error
-        yield number, record
+    """The object of each line; see :func:`numbered`."""
+    return (record for _, record in numbered(path, parsed, "JSON object"))
 
 
 def drop_torn_line(path: Path) -> None:
@@ -127,8 +136,16 @@ def drop_torn_line(path: Path) -> None:
     if not last:
         return
     with path.open("rb+") as file:
-        if _object(last) is None:
+        if _is_torn(last):
             file.truncate(start)
         else:  # only its newline is missing
             file.seek(0, 2)
             file.write(b"\n")
+
+
+def _is_torn(line: bytes) -> bool:
+    try:
+        parsed(line)
+    except ValueError:
+        return not line.endswith(b"\n")
+    return False

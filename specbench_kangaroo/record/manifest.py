@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specbench_kangaroo.record.checks import from_plain, shown
+import msgspec
+from msgspec import Struct
+
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.files import write_whole
-from specbench_kangaroo.record.jsonl import parsed, plain, reading
+from specbench_kangaroo.record.jsonl import one_line, parsed, reading, upgraded
+from specbench_kangaroo.record.request import Decoding, QuestionChoice, TargetChoice
 from specbench_kangaroo.record.schema import (
-    DEFAULT_TEMPLATE,
+    BASELINE,
     SCHEMA_VERSION,
     EntryRecord,
     Manifest,
+    Resolved,
 )
 
 MANIFEST = "run.json"
 
 # What must be the same for two sets of generations to belong to one run.  The environment is left
 # out: a run may go on after a restart of the machine.
-_IDENTITY = ("model", "questions", "hashes", "baseline", "entries", "settings")
+_IDENTITY = ("model", "questions", "hashes", "baseline", "entries")
 _ABSENT = "absent"
-_DEVICE = re.compile(r"\w+(:\d{1,4})?")
-# What figures and comparisons read of the parts that have no fixed fields.
-_READ: Sequence[tuple[str, str, tuple[type, ...]]] = (
-    ("settings", "temperature", (int, float)),
-    ("settings", "max_new_tokens", (int,)),
-    ("settings", "dtype", (str,)),
-    ("settings", "device", (str,)),
-    ("environment", "cpu", (str,)),
-    ("environment", "gpus", (list,)),
-)
 
-SETTINGS_BEFORE: Mapping[str, Any] = {"template": DEFAULT_TEMPLATE, "workers": 1}
-"""Settings that older versions did not record, with the value that those had for all runs."""
+
+class _Gpu(Struct):
+    name: str
+
+
+class _Environment(Struct):
+    cpu: str | None = None
+    gpus: tuple[_Gpu, ...] | None = None
 
 
 class Difference(NamedTuple):
@@ -53,9 +52,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes ``run.json`` whole or not at all.
 
     Raises:
+        UsageError: a value in it cannot be recorded.
         StorageError: the disk refuses.
     """
-    write_whole(folder / MANIFEST, json.dumps(plain(manifest), indent=2) + "\n")
+    try:
+        text = json.dumps(msgspec.to_builtins(manifest), indent=2, allow_nan=False)
+        _manifest(parsed(text.encode()))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"cannot record this run in {folder / MANIFEST}: {one_line(error)}; give another value"
+        ) from error
+    write_whole(folder / MANIFEST, f"{text}\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -72,46 +79,97 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         with reading(path):
             content = parsed(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object, found {shown(content)}")
         version = content.get("schema_version")
+        if type(version) is int and version > SCHEMA_VERSION:
+            raise UsageError(
+                f"{path}: schema version {one_line(version)} is newer than {SCHEMA_VERSION}, the "
+                "newest that this version reads; upgrade specbench-kangaroo"
+            )
         if type(version) is not int or version < 1:
-            raise ValueError(f"schema_version is {shown(version)}")
-    except ValueError as error:
-        raise UsageError(f"{path}: not a manifest ({error}); restore the file") from error
-    if version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest that "
-            "this version reads; upgrade specbench-kangaroo"
-        )
-    try:
+            raise ValueError(f"schema_version is {version!r}")
         return _manifest(content)
     except ValueError as error:
-        raise UsageError(f"{path}: not a manifest ({error}); restore the file") from error
+        raise UsageError(f"{path}: not a manifest ({one_line(error)}); restore the file") from error
 
 
-def _manifest(content: dict[str, Any]) -> Manifest:
-    manifest = from_plain(Manifest, content)
-    entries: dict[str, EntryRecord] = {}
-    for label, record in manifest.entries.items():
-        if not isinstance(record, dict):
-            raise ValueError(f"entries.{label} must be an object, not {shown(record)}")
-        entries[label] = from_plain(EntryRecord, record)
-    _check_free_parts(manifest)
-    return replace(manifest, entries=entries)
+def manifest_to_resume(folder: Path) -> Manifest:
+    """The manifest of a run that this version can go on with.
+
+    Raises:
+        UsageError: see :func:`read_manifest`, or an older version made it.
+    """
+    found = read_manifest(folder)
+    if found.schema_version < SCHEMA_VERSION:
+        again = shlex.join(["specbench", "run", "--from", str(folder), "--output", "NEW"])
+        raise UsageError(
+            f"cannot resume {folder}: an older version of specbench-kangaroo made it (schema "
+            f"{found.schema_version}, now {SCHEMA_VERSION}); repeat it with {again}"
+        )
+    return found
 
 
-def _check_free_parts(manifest: Manifest) -> None:
-    for of, what, kinds in _READ:
-        value = getattr(manifest, of).get(what)
-        if value is not None and type(value) not in kinds:
-            raise ValueError(f"{of}.{what} is {shown(value)}")
-    device = manifest.settings.get("device")
-    if device is not None and not _DEVICE.fullmatch(device):
-        raise ValueError(f"settings.device is {shown(device)}")
-    for gpu in manifest.environment.get("gpus") or ():
-        if not isinstance(gpu, dict) or not isinstance(gpu.get("name"), str):
-            raise ValueError("environment.gpus must be a list of objects with a name")
+def resume_command(folder: Path, ray_address: str | None = None) -> str:
+    """What goes on with the run in ``folder``, to be pasted."""
+    address = () if ray_address is None else ("--ray-address", ray_address)
+    return shlex.join(["specbench", "run", "--resume", str(folder), *address])
+
+
+def _manifest(content: Mapping[str, Any]) -> Manifest:
+    if content["schema_version"] < 3:
+        content = upgraded(content)
+        if isinstance(entries := content.get("entries"), dict):  # a method's name was its label
+            entries = {
+                label: {"method": label} | of if isinstance(of, dict) else of
+                for label, of in entries.items()
+            }
+            content = {**content, "entries": entries}
+    if content["schema_version"] < SCHEMA_VERSION and "settings" in content:
+        content = _with_request(content)
+    manifest = msgspec.convert(content, Manifest)
+    try:
+        msgspec.convert(manifest.environment, _Environment)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"environment: {error}") from error
+    return manifest
+
+
+def _with_request(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a version before 4 with the request that its settings tell of.
+
+    It has the name of a questions' file for its path, and all options of every entry.
+    """
+    settings = msgspec.convert(content["settings"], dict[str, Any])
+    entries = msgspec.convert(content.get("entries", {}), dict[str, EntryRecord])
+    baseline = content.get("baseline", BASELINE)
+    revision = settings.get("model_revision")
+    if "==" in str(revision):  # the package that a model of the catalogue came from
+        revision = None
+    request = {
+        "target": {"model": content.get("model"), "revision": revision}
+        | _named(settings, TargetChoice),
+        "questions": {"source": content.get("questions")} | _named(settings, QuestionChoice),
+        "decoding": _named(settings, Decoding),
+        "entries": _asked({name: of for name, of in entries.items() if name != baseline}),
+    }
+    kept = {name: value for name, value in content.items() if name != "settings"}
+    return kept | {"request": request, "resolved": _named(settings, Resolved)}
+
+
+def _named(settings: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
+    return {name: settings[name] for name in kind.__struct_fields__ if name in settings}
+
+
+def _asked(entries: Mapping[str, EntryRecord]) -> list[dict[str, Any]]:
+    """Each with its options; those of a sweep, whose labels nobody can give, are numbered."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        stem, swept, _ = name.partition("[")
+        label, number = stem, 2
+        while label in found or (swept and label in entries):
+            label, number = f"{stem}-{number}", number + 1
+        options = {option: value for option, value in entry.options.items() if value is not None}
+        found[label] = {"label": label, "method": entry.method, "options": options}
+    return [*found.values()]
 
 
 def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
@@ -120,7 +178,8 @@ def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
     if found is not None:
         raise UsageError(
             f"cannot resume {folder}: {found.field} is {found.stored!r} there and "
-            f"{found.given!r} now; give the same value, or another --output"
+            f"{found.given!r} now; restore what has changed, or repeat the run with "
+            f"{shlex.join(['specbench', 'run', '--from', str(folder)])}"
         )
 
 
@@ -130,12 +189,11 @@ def first_difference(stored: Manifest, given: Manifest) -> Difference | None:
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
-    content = plain(manifest)
-    content["settings"] = {**SETTINGS_BEFORE, **content["settings"]}
+    # Through JSON, so that a value compares equal with what a file has made of it.
+    content = json.loads(json.dumps(msgspec.to_builtins(manifest)))
     for record in content["entries"].values():
         del record["weights_record"]  # provenance: the hash of the weights says it all
-    # Through JSON, so that a value compares equal with what a file has made of it.
-    return {name: json.loads(json.dumps(content[name])) for name in _IDENTITY}
+    return {name: content[name] for name in _IDENTITY} | {"settings": manifest.settings}
 
 
 def _first_difference(path: str, stored: Any, given: Any) -> Difference | None:

@@ -1,57 +1,52 @@
-"""A run folder: append to it, resume it; :mod:`run_reader` reads it.
+"""A run folder: append to it, resume it; :mod:`reader` reads it.
 
 ::
 
     run.json           the manifest
-    generations.jsonl  a line per generation, the writer's lock too
-    steps.parquet      a row per step; while the run goes on, newer steps lie in steps.jsonl
-    lossless.jsonl     a line per lossless verdict
+    generations.jsonl  a line per generation with its steps, the writer's lock too
+    lossless.jsonl     a line per lossless verdict; without the file all are given again
     device.jsonl       a line per block edge, where the device can be asked; see device_log.py
 
-Steps are journalled before their generation's line, so a generation that has a line has its steps;
-steps without that line belong to a generation that was cut short, and are dropped.
+When a run ends ``generations.parquet`` and ``steps.parquet`` are made, copies of generations.jsonl
+with a row per generation and a row per step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+from msgspec.structs import replace
+
+from specbench_kangaroo.record.columns import (
+    GENERATIONS,
+    Line,
+    generation_of,
+    refuse_contradictions,
+    steps_of,
+    write_copies,
+)
 from specbench_kangaroo.record.errors import StorageError, UsageError
 from specbench_kangaroo.record.files import LineFile, replacing, storing
-from specbench_kangaroo.record.jsonl import as_line, drop_torn_line, read_records
+from specbench_kangaroo.record.jsonl import as_line, drop_torn_line, one_line
 from specbench_kangaroo.record.manifest import (
     MANIFEST,
-    read_manifest,
+    manifest_to_resume,
     refuse_difference,
+    resume_command,
     write_manifest,
 )
-from specbench_kangaroo.record.reader import (
-    GENERATIONS,
-    LOSSLESS,
-    Run,
-    read_generations,
-    read_run,
-    steps_by_line,
-    steps_of,
-)
+from specbench_kangaroo.record.reader import LOSSLESS, Run, read_answers, read_records, read_run
 from specbench_kangaroo.record.schema import (
     COMPLETE,
-    SCHEMA_VERSION,
     Generation,
     GenerationKey,
     Judgement,
     Manifest,
     StepRecord,
-)
-from specbench_kangaroo.record.steps import (
-    JOURNAL,
-    journal_line,
-    refuse_lost_steps,
-    settle_steps,
 )
 
 __all__ = ["GENERATIONS", "LOSSLESS", "Run", "RunWriter", "read_run"]
@@ -74,7 +69,6 @@ class RunWriter:
             if new and (folder / MANIFEST).exists():  # somebody was quicker
                 raise _taken(folder)
             self._recover()
-            self._journal = opened.enter_context(LineFile(folder / JOURNAL))
             self._lossless = opened.enter_context(LineFile(folder / LOSSLESS))
             opened.pop_all()
 
@@ -85,8 +79,7 @@ class RunWriter:
         Raises:
             UsageError: something is there already.
         """
-        if folder.exists() and not _is_free(folder):
-            raise _taken(folder)
+        refuse_taken(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return cls(folder, manifest, new=True)
@@ -102,12 +95,11 @@ class RunWriter:
         """Continues a run; its own manifest stays, with the environment that it started in.
 
         Raises:
-            UsageError: no run there, another run, another writer, or a malformed line.
+            UsageError: no run there, another or an older one, another writer, or a malformed line.
         """
-        stored = read_manifest(folder)
+        stored = manifest_to_resume(folder)
         refuse_difference(folder, stored, manifest)
-        # What is appended now is of this version, and an older one must say that it cannot read it.
-        return cls(folder, replace(stored, schema_version=SCHEMA_VERSION))
+        return cls(folder, stored)
 
     @property
     def finished(self) -> Mapping[GenerationKey, Generation]:
@@ -118,50 +110,46 @@ class RunWriter:
         """Adds a generation and its steps; both have left this process when it returns.
 
         Raises:
+            UsageError: values that no reader would take, such as a confidence that is no number.
             StorageError: the disk refuses; the folder is as if this had not been tried.
         """
-        if generation.key in self._finished:
-            raise ValueError(f"{generation.key} is already in {self.folder}")
-        if len(steps) < steps_of(generation):
-            raise ValueError(
-                f"{generation.key} has {generation.target_passes} passes, but not so "
-                f"many steps: {len(steps)}"
-            )
-        # A key without a line is harmless; a line without its key would lose its steps at close.
-        self._finished[generation.key] = generation
-        try:
-            self._journal.append(journal_line(generation.key, steps))
-            self._generations.append(as_line(generation))
-        except StorageError:
-            del self._finished[generation.key]
-            raise
+        key = generation.key
+        if key in self._finished:
+            raise ValueError(f"{key} is already in {self.folder}")
+        line = Line(**msgspec.structs.asdict(generation), steps=steps_of(steps))
+        with _recording(key):
+            refuse_contradictions(line)
+            content = as_line(line)
+        self._generations.append(content)
+        self._finished[key] = generation
 
     def judge(self, judgement: Judgement) -> None:
         """Adds the lossless verdict on a generation.
 
         Raises:
+            UsageError: values that no reader would take.
             StorageError: the disk refuses.
         """
         if judgement.key in self.judged:
             raise ValueError(f"{judgement.key} is already judged in {self.folder}")
-        self._lossless.append(as_line(judgement))
+        with _recording(judgement.key):
+            content = as_line(judgement)
+        self._lossless.append(content)
         self.judged.add(judgement.key)
 
     def close(self, status: str) -> None:
-        """Settles the steps and records ``status`` (``complete`` or ``interrupted``).
+        """Copies the lines into Parquet and records ``status`` (``complete`` or ``interrupted``).
 
         Raises:
             StorageError: the disk refuses; nothing is lost, and the run can be resumed.
         """
         if self._generations.closed:
             return
-        files = (self._journal, self._lossless, self._generations)
         try:
             with storing(self.folder):
-                for file in files[:-1]:
-                    file.close()
-                if not any(file.failed for file in files):  # else the journal is left to resuming
-                    settle_steps(self.folder, self._finished.keys())
+                self._lossless.close()
+                if not (self._lossless.failed or self._generations.failed):
+                    write_copies(self.folder, read_answers(self.folder, self._manifest))
             write_manifest(self.folder, replace(self._manifest, status=status))
         except StorageError:
             with suppress(StorageError):  # a small file may still fit; "running" is no lie either
@@ -188,17 +176,15 @@ class RunWriter:
 
     def _recover(self) -> None:
         """Takes over what earlier writers finished, and clears what a kill left half done."""
-        generations, lossless = self.folder / GENERATIONS, self.folder / LOSSLESS
-        self._finished = read_generations(self.folder, self._manifest)
-        settle_steps(self.folder, self._finished.keys())
-        refuse_lost_steps(self.folder, steps_by_line(self._finished))
-        drop_torn_line(generations)
-        if lossless.exists():
-            self._recover_verdicts(lossless)
+        lines = read_answers(self.folder, self._manifest)
+        self._finished = {line.key: generation_of(line) for line in lines}
+        drop_torn_line(self.folder / GENERATIONS)
+        if (self.folder / LOSSLESS).exists():
+            self._recover_verdicts(self.folder / LOSSLESS)
         write_manifest(self.folder, self._manifest)
 
     def _recover_verdicts(self, path: Path) -> None:
-        """A verdict on an answer that is to be given anew must not become the new one's."""
+        """A verdict on an answer that is to be given again must not become the new one's."""
         verdicts = {item.key: item for item in read_records(path, Judgement)}
         kept = [item for key, item in verdicts.items() if key in self._finished]
         self.judged = {item.key for item in kept}
@@ -209,10 +195,25 @@ class RunWriter:
             temporary.write_bytes(b"".join(map(as_line, kept)))
 
 
+@contextmanager
+def _recording(key: GenerationKey) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        problem = f"{key} cannot be recorded ({one_line(error)})"
+        raise UsageError(f"{problem}; correct its method, or leave it out") from error
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raises :class:`UsageError` if no new run can be made in ``folder``."""
+    if folder.exists() and not _is_free(folder):
+        raise _taken(folder)
+
+
 def _taken(folder: Path) -> UsageError:
-    return UsageError(
-        f"{folder} is not empty; use --resume to continue its run, or another --output"
-    )
+    go_on = f"go on with its run by {resume_command(folder)}, or "
+    holds_run = (folder / MANIFEST).exists()
+    return UsageError(f"{folder} is not empty; {go_on if holds_run else ''}give another --output")
 
 
 def _is_free(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 Upstream's speedup is the mean over questions of tokens per second, divided by the same mean of
 the baseline; on these files that is our ``speedup_specbench``.  Two things differ when upstream's
-script itself reads them.  It counts the baseline's tokens anew, from its text, and takes one off
+script itself reads them.  It counts the baseline's tokens again, from its text, and takes one off
 each turn for the BOS that Vicuna's tokenizer adds; here all entries' token ids were counted.  And
 it reads the first choice only, where ours sums over repeats.
 """
@@ -56,11 +56,11 @@ def answer_files(run: Run) -> dict[str, AnswerFile]:
 
 def model_id(manifest: Manifest, entry: str) -> str:
     """Named as upstream's scripts name it: ``vicuna-7b-v1.3-vanilla-float16-temp-0.0``."""
-    settings = manifest.settings
+    dtype, temperature = manifest.resolved.dtype, manifest.request.decoding.temperature
     parts = [PurePath(manifest.model).name, entry]
-    if "dtype" in settings:
-        parts.append(str(settings["dtype"]))
-    return "-".join([*parts, "temp", str(float(settings.get("temperature", 0.0)))])
+    if dtype is not None:
+        parts.append(dtype)
+    return "-".join([*parts, "temp", str(float(temperature))])
 
 
 def _answer_file(manifest: Manifest, entry: str, generations: pd.DataFrame) -> AnswerFile:

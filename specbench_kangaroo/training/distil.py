@@ -20,7 +20,7 @@ from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.jsonl import as_line, drop_torn_line, read_lines
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
+from specbench_kangaroo.record.request import DEFAULT_TEMPLATE
 from specbench_kangaroo.training.answering import Answering, Question
 from specbench_kangaroo.training.text import HISTORY, TEMPLATE, Prompt, read_prompts
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE
+from specbench_kangaroo.record.request import DEFAULT_TEMPLATE
 from specbench_kangaroo.training.features import Document
 
 HISTORY = "history"  # turns and answers by turns, before a turn that is not the first

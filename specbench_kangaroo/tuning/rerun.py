@@ -4,81 +4,60 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from specbench_kangaroo.models.catalogue import MODELS
+from msgspec import Struct
+from msgspec.structs import replace
+
+from specbench_kangaroo.record.request import (
+    Decoding,
+    EntryChoice,
+    QuestionChoice,
+    Request,
+    TargetChoice,
+    Value,
+)
 from specbench_kangaroo.record.schema import Manifest
-from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request, Settings
-from specbench_kangaroo.run.questions import SOURCES
 
-_FLAGS = {"name": "model", "source": "questions", "tasks": "task"}  # others have the field's name
+_FLAGS = {"source": "questions", "tasks": "task"}  # others have the field's name
 
 
-def request_again(manifest: Manifest, label: str, options: Mapping[str, Any]) -> Request:
+def request_again(manifest: Manifest, label: str, options: Mapping[str, Value]) -> Request:
     """The manifest's run with the entry ``label`` alone beside the baseline.
 
-    ``options`` replace those that it had; what a sweep has added to its label goes.  Whatever a
-    newer version writes into the settings is left out, so compare the hashes of the new run's
-    manifest with the old one's.
+    ``options`` replace those that it had; what a sweep has added to its label goes.  On the device
+    and in the dtype that the run resolved to; compare the hashes of the new run's manifest with the
+    old one's.
     """
-    # A model of the catalogue has the package that it comes from there, which is no revision.
-    revision = None if manifest.model in MODELS else manifest.settings.get("model_revision")
-    known = {
-        **manifest.settings,
-        "name": manifest.model,
-        "revision": revision,
-        "source": _source(manifest),
-        "tasks": tuple(manifest.settings.get("tasks") or ()),
-    }
-    record = manifest.entries[label]
-    kept = {**record.options, **options}
-    texts = {name: str(value) for name, value in kept.items() if value is not None}
-    return Request(
-        model=ModelChoice(**_fields(ModelChoice, known)),
-        questions=QuestionChoice(**_fields(QuestionChoice, known)),
-        entries=(Entry(label.partition("[")[0], record.method, texts),),
-        settings=Settings(**_fields(Settings, known)),
+    record, resolved = manifest.entries[label], manifest.resolved
+    kept = {name: value for name, value in record.options.items() if value is not None}
+    choice = EntryChoice(
+        method=record.method, label=label.partition("[")[0], options={**kept, **options}
     )
-
-
-def _fields(kind: type[Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    return {item.name: known[item.name] for item in fields(kind) if item.name in known}
+    target = replace(manifest.request.target, dtype=resolved.dtype, device=resolved.device)
+    return replace(manifest.request, name="", target=target, entries=(choice,))
 
 
 def command_line(request: Request, output: Path | None = None) -> str:
-    """The request as a ``specbench run`` command that a user can paste."""
+    """The request, which sweeps nothing, as a ``specbench run`` command that a user can paste."""
     words = [
         *("specbench", "run"),
-        *_flags(request.model, ModelChoice(name="")),
-        *_flags(request.questions, QuestionChoice(source="")),
-        *_flags(request.settings, Settings()),
+        *_flags(request.target, TargetChoice()),
+        *_flags(request.questions, QuestionChoice()),
+        *_flags(request.decoding, Decoding()),
     ]
     for entry in request.entries:
-        same = entry.label == entry.method
-        words += ["--method", entry.label if same else f"{entry.label}={entry.method}"]
-        for name, text in entry.options.items():
-            words += ["--option", f"{entry.label}.{name}={text}"]
+        same = entry.name == entry.method
+        words += ["--method", entry.name if same else f"{entry.name}={entry.method}"]
+        for name, value in entry.options.items():
+            words += ["--option", f"{entry.name}.{name}={value}"]
     return shlex.join([*words, *(() if output is None else ("--output", str(output)))])
 
 
-def _flags(chosen: Any, default: Any) -> Iterator[str]:
+def _flags(chosen: Struct, default: Struct) -> Iterator[str]:
     """A flag for every field that is not as in ``default``; for each item of a field of several."""
-    for name in (item.name for item in fields(chosen)):
+    for name in chosen.__struct_fields__:
         value = getattr(chosen, name)
         if value != getattr(default, name):
             for item in value if isinstance(value, tuple) else (value,):
                 yield from (f"--{_FLAGS.get(name, name).replace('_', '-')}", str(item))
-
-
-def _source(manifest: Manifest) -> str:
-    """Where the questions came from; of a file the manifest has the name, the command the path."""
-    if manifest.questions in SOURCES:
-        return manifest.questions
-    words = iter(shlex.split(manifest.command))
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == "--questions":
-            return value if equals else next(words, manifest.questions)
-    return manifest.questions

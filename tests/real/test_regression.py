@@ -33,5 +33,5 @@ def test_the_default_model_holds_against_its_reference(
     flags = ("--tolerance-tokens", "0.05")
     assert call("compare", str(REFERENCE), candidate, *flags) == 0, (
         "tokens, acceptance or losslessness became worse; where that is meant, "
-        f"`make reference-regression` makes the reference anew:\n{capsys.readouterr().out}"
+        f"`make reference-regression` makes the reference again:\n{capsys.readouterr().out}"
     )

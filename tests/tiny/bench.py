@@ -15,6 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specbench_kangaroo.bench.config import entries_of
+from specbench_kangaroo.bench.questions import Question, QuestionSet
+from specbench_kangaroo.bench.registry import method_class, method_names
+from specbench_kangaroo.bench.setup import Bench, sampling_of
 from specbench_kangaroo.engine import method
 from specbench_kangaroo.engine.method import (
     DecodesItself,
@@ -27,10 +31,7 @@ from specbench_kangaroo.engine.method import (
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.load import LoadedModel
-from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request, Settings
-from specbench_kangaroo.run.questions import Question, QuestionSet
-from specbench_kangaroo.run.registry import method_class, method_names
-from specbench_kangaroo.run.setup import Bench, sampling_of
+from specbench_kangaroo.record.request import Decoding, EntryChoice, Request, TargetChoice
 from specbench_methods.vanilla import Vanilla
 
 from .models import CONTEXT, VOCABULARY, target
@@ -176,7 +177,7 @@ def make_bench(
 ) -> Bench:
     """A bench of vanilla and ``methods`` on the tiny model, in float64."""
     model = target(FAMILY)
-    wanted = Settings(**{"max_new_tokens": 12, "warmup": 0} | settings)
+    wanted = Decoding(**{"max_new_tokens": 12, "warmup": 0} | settings)
     loaded = LoadedModel(
         name="tiny",
         model=model.model,
@@ -188,13 +189,11 @@ def make_bench(
         eos_token_ids=eos,
         context_length=CONTEXT,
     )
+    names = [name for name in methods or () if name != "vanilla"]
+    entries = tuple(EntryChoice(method=name) for name in names)
     return Bench(
-        request=Request(
-            model=ModelChoice(name="tiny"),
-            questions=QuestionChoice(),
-            entries=tuple(Entry(name, name) for name in methods or () if name != "vanilla"),
-            settings=wanted,
-        ),
+        request=Request(target=TargetChoice(model="tiny"), entries=entries, decoding=wanted),
+        entries=entries_of(entries),
         loaded=loaded,
         target=model,
         questions=QuestionSet("three", "11", tuple(questions)),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from specbench_kangaroo.bench.setup import load_bench, plan_of
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Drafter, Session, Verified
@@ -16,9 +17,8 @@ from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.request import EntryChoice, Request, TargetChoice
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request
-from specbench_kangaroo.run.setup import load_bench, plan_of
 from specbench_methods.draft_model import ChainDrafter, DraftModel, DraftModelOptions
 from specbench_methods.shared.draft_models import write_draft_model, write_tokenizer
 
@@ -225,9 +225,8 @@ def test_another_vocabulary_is_refused_by_what_differs(folder: str, tmp_path: Pa
 def test_a_run_compares_the_tokenizers(folder: str, tmp_path: Path) -> None:
     """Both have 24 ids, so nothing but the run's own tokenizer can tell that they differ."""
     request = Request(
-        model=ModelChoice(name=str(save_model(tmp_path)), device="cpu"),
-        questions=QuestionChoice(),
-        entries=(Entry("draft_model", "draft_model", {"model": folder}),),
+        target=TargetChoice(model=str(save_model(tmp_path)), device="cpu"),
+        entries=(EntryChoice(method="draft_model", options={"model": folder}),),
     )
     with pytest.raises(UsageError, match="has another tokenizer than"):
         load_bench(plan_of(request))

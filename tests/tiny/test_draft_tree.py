@@ -66,7 +66,7 @@ def test_a_tree_is_cut_at_a_depth_and_knows_no_order(
     shuffled = data.draw(st.permutations(shape.paths))
     assert TreeShape.of(shuffled) == shape, "the order in a file must not change the tree"
     assert shape.up_to(depth) == TreeShape.of(path for path in shuffled if len(path) <= depth)
-    assert shape.up_to(depth) is shape.up_to(depth), "a cut that is made anew costs every step"
+    assert shape.up_to(depth) is shape.up_to(depth), "a cut that is made again costs every step"
 
 
 def test_a_chain_is_the_tree_of_one_node_a_depth() -> None:

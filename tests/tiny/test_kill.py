@@ -45,7 +45,7 @@ def test_a_killed_run_resumes_and_repeats_nothing(
     kill_in_the_middle([*arguments, "--output", str(killed)], Gate(tmp_path / "gate", after=DONE))
     before = (killed / "generations.jsonl").read_bytes()
     assert before.count(b"\n") == DONE
-    assert call(*arguments, "--output", killed, "--resume") == 0
+    assert call("run", "--resume", killed) == 0
     after = (killed / "generations.jsonl").read_bytes()
     assert after.startswith(before), "what was finished must stay as it was"
     assert after.count(b"\n") == EACH * QUESTIONS

@@ -16,7 +16,7 @@ from specbench_kangaroo.microbench.profile import ProfileRequest, open_subject
 from specbench_kangaroo.models import shapes
 from specbench_kangaroo.models.shapes import SHAPES, Shape, random_model, shape_named
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.config import ModelChoice
+from specbench_kangaroo.record.request import TargetChoice
 from tests.command import call, refused
 
 SIZES = {
@@ -135,7 +135,7 @@ def test_backends_share_the_weights(config: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(profile, "check_backend", lambda choice: None)
     monkeypatch.setattr(profile, "capturer_of", lambda choice, device: None)
     request = ProfileRequest(
-        model=ModelChoice(name="", device="cpu"), shape=str(config), backends=("eager", "graph")
+        target=TargetChoice(model="", device="cpu"), shape=str(config), backends=("eager", "graph")
     )
     found = open_subject(request).targets
     assert list(found) == ["eager", "graph"]

@@ -152,7 +152,7 @@ def test_the_best_setting_is_run_and_set_against_its_prediction(
     summary = json.loads((tuned.folder / "summary.json").read_text())
     measured = summary["entries"]["kangaroo"]["tasks"]["overall"]["speedup"]
     assert document["measured"] == measured
-    # Again, as text: the run is there, so that nothing is run anew.
+    # Again, as text: the run is there, so that nothing runs again.
     before = (tuned.folder / "generations.jsonl").read_bytes()
     assert call("tune", "logged", "--verify") == 0
     last = capsys.readouterr().out.splitlines()[-1]

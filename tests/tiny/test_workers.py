@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -17,21 +16,14 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo.record import files
-from specbench_kangaroo.record import writer as store
-from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.manifest import MANIFEST
-from specbench_kangaroo.record.schema import Generation, GenerationKey, Manifest
-from specbench_kangaroo.record.writer import GENERATIONS, Run, RunWriter, read_run
-from specbench_kangaroo.run.config import ModelChoice, QuestionChoice, Request
-from specbench_kangaroo.run.questions import Question
-from specbench_kangaroo.run.runner import execute
-from specbench_kangaroo.run.schedule import MemoryLedger, Round, missing, unjudged
-from specbench_kangaroo.run.setup import Bench, manifest, plan_of
-from specbench_kangaroo.run.signals import Interruption
-from specbench_kangaroo.run.workers import cluster, dealing
-from specbench_kangaroo.run.workers.cluster import cores_each, share_of
-from specbench_kangaroo.run.workers.dealing import (
+from specbench_kangaroo.bench.questions import Question
+from specbench_kangaroo.bench.runner import execute
+from specbench_kangaroo.bench.schedule import MemoryLedger, Round, missing, unjudged
+from specbench_kangaroo.bench.setup import Bench, manifest, plan_of
+from specbench_kangaroo.bench.signals import Interruption
+from specbench_kangaroo.bench.workers import cluster, dealing
+from specbench_kangaroo.bench.workers.cluster import cores_each, share_of
+from specbench_kangaroo.bench.workers.dealing import (
     Answered,
     Dealer,
     Died,
@@ -41,8 +33,16 @@ from specbench_kangaroo.run.workers.dealing import (
     Unit,
     open_units,
 )
-from specbench_kangaroo.run.workers.session import devices_differ, load_all, merged, runner_of
-from specbench_kangaroo.run.workers.worker import Worker
+from specbench_kangaroo.bench.workers.session import devices_differ, load_all, merged, runner_of
+from specbench_kangaroo.bench.workers.worker import Worker
+from specbench_kangaroo.record import files
+from specbench_kangaroo.record import writer as store
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.request import QuestionChoice, Request, TargetChoice
+from specbench_kangaroo.record.schema import Generation, GenerationKey, Manifest
+from specbench_kangaroo.record.writer import GENERATIONS, Run, RunWriter, read_run
+from tests.changes import replace
 from tests.unit.runs import make_answer, make_judgement, make_manifest
 
 from .bench import Stub, make_bench, save_model, save_questions
@@ -208,14 +208,14 @@ def test_a_worker_that_cannot_be_replaced_ends_the_run_and_keeps_what_it_has(
 def test_a_replacement_that_refuses_says_why(tmp_path: Path) -> None:
     benches, gone = make_benches(), Refused(1, "no such file")
     crew = HereCrew(benches, dies=lambda worker, _: worker == 1, starts=[gone])
-    with pytest.raises(UsageError, match="worker 1, started anew, stopped: no such file"):
+    with pytest.raises(UsageError, match="the replacement of worker 1 stopped: no such file"):
         run(crew, benches, tmp_path / "run")
 
 
 def test_a_replacement_must_run_the_same_thing(tmp_path: Path) -> None:
     benches = make_benches()
     other = manifest(benches[1])
-    other = replace(other, settings={**other.settings, "dtype": "float32"})
+    other = replace(other, resolved=replace(other.resolved, dtype="float32"))
     crew = HereCrew(benches, dies=lambda worker, _: worker == 1, starts=[Ready(1, other)])
     with pytest.raises(UsageError, match=r"worker 1 differs .* settings.dtype is 'float32' there"):
         run(crew, benches, tmp_path / "run")
@@ -226,11 +226,11 @@ def test_a_half_finished_question_is_completed_where_it_was_begun(tmp_path: Path
     whole = run(HereCrew(benches), benches, tmp_path / "run")
     # A driver that was killed between the second and the third line of question 1.
     lines = (tmp_path / "run" / "generations.jsonl").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if '"question_id": 1,' not in line]
-    begun = [line for line in lines if '"question_id": 1,' in line][:2]
-    begun = [line.replace('"worker": 0', '"worker": 1') for line in begun]
+    kept = [line for line in lines if '"question_id":1,' not in line]
+    begun = [line for line in lines if '"question_id":1,' in line][:2]
+    begun = [line.replace('"worker":0', '"worker":1') for line in begun]
     assert len(kept) == 4
-    assert '"worker": 1' in begun[0]
+    assert '"worker":1' in begun[0]
     (tmp_path / "run" / "generations.jsonl").write_text("".join(kept + begun))
     crew = HereCrew(benches)
     found = run(crew, benches, tmp_path / "run", resume=True)
@@ -401,7 +401,7 @@ def test_workers_that_disagree_are_refused_by_number_and_field() -> None:
 def test_what_a_worker_cannot_load_is_the_users_one_line(tmp_path: Path) -> None:
     questions = save_questions(tmp_path / "questions.jsonl")
     request = Request(
-        model=ModelChoice(name=str(save_model(tmp_path)), device="cpu", dtype="int4"),
+        target=TargetChoice(model=str(save_model(tmp_path)), device="cpu", dtype="int4"),
         questions=QuestionChoice(source=str(questions)),
     )
     (refused,) = [Worker(0, plan_of(request), threads=1).load()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from specbench_kangaroo.record.schema import EntryRecord, ExitReason, StepRecord
 from specbench_kangaroo.record.writer import RunWriter
+from tests.changes import replace
 from tests.unit.runs import TTFT_MS, make_generation, make_manifest, make_step
 
 ALLOWED = 40  # new tokens at most

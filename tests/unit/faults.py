@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from specbench_kangaroo.record import files as whole_writes
+from specbench_kangaroo.record.writer import RunWriter
 
 
 @contextmanager
@@ -63,6 +64,12 @@ class _FileOn(FileIO):
         if not self.disk.cuts:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return super().truncate(size)
+
+
+def leave(writer: RunWriter) -> None:
+    """What the system does for a process that is gone: its files are closed, nothing is settled."""
+    for file in (writer._lossless, writer._generations):
+        file.close()
 
 
 @contextmanager

@@ -7,14 +7,14 @@ with 3, 1, 3 and 1 of four drafted tokens accepted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from specbench_kangaroo.record.schema import Generation, Lossless, Status
+from specbench_kangaroo.record.schema import Generation, Lossless, Status, StepRecord
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
+from tests.changes import replace
 from tests.unit.runs import ACCEPTED, TASKS, make_generation, make_judgement, make_manifest
 from tests.unit.runs import make_steps as steps_of
 
@@ -52,12 +52,25 @@ def make_gated(
                     answer = change(
                         make_generation(method, question, steps=steps, task=task, turn=turn)
                     )
+                    if answer.status is Status.OK:
+                        steps = cut(steps, answer.new_tokens)
+                        answer = replace(answer, target_passes=1 + len(steps))
                     writer.append(answer, steps if answer.status is Status.OK else ())
                     if judged and method != "vanilla" and answer.status is Status.OK:
                         verdict = given.pop(0) if given else Lossless.EXACT
                         writer.judge(make_judgement(answer.key, verdict))
         writer.close(status)
     return folder
+
+
+def cut(steps: Sequence[StepRecord], tokens: int) -> list[StepRecord]:
+    """The steps as if EOS had ended the text with token number ``tokens``."""
+    found, left = [], tokens - 1
+    for step in steps:
+        if left > 0:
+            found.append(replace(step, emitted=min(step.emitted, left)))
+        left -= step.emitted
+    return found
 
 
 def gated(folder: Path, **given: Any) -> Run:

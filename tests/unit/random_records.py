@@ -16,15 +16,16 @@ from specbench_kangaroo.record.schema import (
 
 METHODS = ("vanilla", "kangaroo")
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
-AMOUNTS = st.floats(0, allow_nan=False, allow_infinity=False)
+AMOUNTS = st.floats(0, 1e15)
 COUNTS = st.integers(0, 10**6)
+TOKENS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 61)).map(
+    lambda of: (of[0], min(of[:2]), min(of[0] + 1, of[1] + 1, of[2]))
+)  # drafted, accepted and emitted, in a step
 STEP = st.builds(
-    StepRecord,
+    lambda tokens, **of: StepRecord(drafted=tokens[0], accepted=tokens[1], emitted=tokens[2], **of),
+    tokens=TOKENS,
     step=st.integers(0, 99),
     context_length=COUNTS,
-    drafted=st.integers(0, 60),
-    accepted=st.integers(0, 60),
-    emitted=st.integers(0, 61),
     nodes=st.integers(1, 100),
     exit_reason=st.sampled_from(ExitReason),
     confidence=st.lists(FINITE, max_size=4).map(tuple),
@@ -47,7 +48,8 @@ KEYS = st.builds(
 def answers(draw: st.DrawFn) -> tuple[Generation, list[StepRecord]]:
     """A generation and its steps, which agree with one another."""
     key, steps = draw(KEYS), draw(STEPS)
-    ids = draw(st.lists(COUNTS, max_size=4).map(tuple))
+    count = 1 + sum(step.emitted for step in steps)
+    ids = (draw(COUNTS), *range(count - 1)) if steps else draw(st.lists(COUNTS).map(tuple))
     generation = draw(
         st.builds(
             Generation,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from specbench_kangaroo.record.request import Decoding, QuestionChoice, Request, TargetChoice
 from specbench_kangaroo.record.schema import (
     EntryRecord,
     ExitReason,
@@ -21,18 +21,40 @@ from specbench_kangaroo.record.schema import (
     Judgement,
     Lossless,
     Manifest,
+    Resolved,
     Status,
     StepRecord,
 )
 from specbench_kangaroo.record.writer import RunWriter
+from tests.changes import replace
 
 TTFT_MS = 20.0
 TASKS = ("mt_bench", "qa")
 ACCEPTED = (3, 1, 3, 1)
 
 
+SETTINGS = {"seed": 0, "max_new_tokens": 13, "temperature": 0.0, "dtype": "float32"}
+
+
+def asked(**settings: Any) -> dict[str, Any]:
+    """The parts of a manifest that hold these settings."""
+    return {
+        "request": Request(
+            target=_filled(TargetChoice, settings),
+            questions=_filled(QuestionChoice, settings),
+            decoding=_filled(Decoding, settings),
+        ),
+        "resolved": _filled(Resolved, settings),
+    }
+
+
+def _filled(kind: type[Any], settings: Mapping[str, Any]) -> Any:
+    return kind(**{name: settings[name] for name in kind.__struct_fields__ if name in settings})
+
+
 def make_manifest(methods: Iterable[str] = ("vanilla", "kangaroo"), **changes: Any) -> Manifest:
     options = {"kangaroo": {"threshold": 0.6, "exit_layer": 4}}
+    changes = asked(**{**SETTINGS, **changes.pop("settings", {})}) | changes
     manifest = Manifest(
         name="synthetic",
         command="specbench run",
@@ -41,7 +63,8 @@ def make_manifest(methods: Iterable[str] = ("vanilla", "kangaroo"), **changes: A
         model="smollm2-135m",
         questions="builtin",
         entries={name: EntryRecord(name, options.get(name, {})) for name in methods},
-        settings={"seed": 0, "max_new_tokens": 13, "temperature": 0.0, "dtype": "float32"},
+        request=Request(),
+        resolved=Resolved(),
         environment={"python": "3.11"},
         hashes={"questions": "aa", "model": "bb"},
     )

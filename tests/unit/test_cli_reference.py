@@ -33,7 +33,7 @@ def test_the_page_is_what_the_flags_say() -> None:
     changed += [f"no longer: {line}" for line in written if line not in lines]
     assert written == lines, (
         f"{path.relative_to(ROOT)} does not describe this command line; "
-        f"`make reference` writes it anew. It differs in: {changed or 'the order of its lines'}"
+        f"`make reference` writes it again. It differs in: {changed or 'the order of its lines'}"
     )
 
 

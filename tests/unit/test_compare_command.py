@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +12,7 @@ import pytest
 from specbench_kangaroo.cli import compare as command
 from specbench_kangaroo.gate.gates import Tolerances
 from specbench_kangaroo.record.schema import Status
+from tests.changes import replace
 from tests.command import call, refused
 from tests.unit.gate_runs import WORSE, at, make_gated, slowed
 from tests.unit.runs import make_manifest

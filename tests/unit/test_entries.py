@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from specbench_kangaroo.bench.config import Entry, choices_of, entries_of
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.gate.regression import compare
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import SCHEMA_VERSION
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
-from specbench_kangaroo.report.documents import csv_text, latex, markdown
+from specbench_kangaroo.report.documents import latex, markdown
 from specbench_kangaroo.report.figures.catalogue import FIGURES, figures_of
 from specbench_kangaroo.report.figures.style import looks
 from specbench_kangaroo.report.html_report import illustrated, page
 from specbench_kangaroo.report.sheets import differing_options
 from specbench_kangaroo.report.spec_bench_answers import answer_files
-from specbench_kangaroo.run.config import Entry, entries_of
 from specbench_kangaroo.stats.summary import Summary, summarise, to_json
 from specbench_kangaroo.tuning.rerun import command_line, request_again
+from tests.changes import replace
 from tests.unit.runs import make_answer, make_entries, make_manifest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,11 +43,18 @@ def summary(run: Run) -> Summary:
 # --- flags ---
 
 
+def from_flags(
+    methods: Sequence[str], options: Sequence[str] = (), sweeps: Sequence[str] = ()
+) -> tuple[Entry, ...]:
+    return entries_of(choices_of(methods, options, sweeps))
+
+
 def test_a_method_is_its_own_label_unless_one_is_given() -> None:
-    found = entries_of(
+    found = from_flags(
         ["kangaroo", "chain=kangaroo", "again=vanilla"], ["chain.tree_width=1", "kangaroo.steps=4"]
     )
     assert found == (
+        Entry("vanilla", "vanilla"),
         Entry("kangaroo", "kangaroo", {"steps": "4"}),
         Entry("chain", "kangaroo", {"tree_width": "1"}),
         Entry("again", "vanilla", {}),
@@ -55,12 +62,13 @@ def test_a_method_is_its_own_label_unless_one_is_given() -> None:
 
 
 def test_sweeps_make_an_entry_a_value_and_their_product() -> None:
-    found = entries_of(
+    found = from_flags(
         ["medusa", "chain=kangaroo"],
         ["chain.tree_width=1"],
         ["chain.steps=2, 4", "chain.threshold=0.3,0.5"],
     )
     assert [entry.label for entry in found] == [
+        "vanilla",
         "medusa",
         "chain[steps=2,threshold=0.3]",
         "chain[steps=2,threshold=0.5]",
@@ -72,7 +80,7 @@ def test_sweeps_make_an_entry_a_value_and_their_product() -> None:
 
 
 def test_a_label_can_be_part_of_a_file_name_whatever_is_swept() -> None:
-    (first, second) = entries_of(["k=m"], [], ["k.adapter=../a b/x|y.st,*.st"])
+    (_, first, second) = from_flags(["k=m"], [], ["k.adapter=../a b/x|y.st,*.st"])
     assert first.options == {"adapter": "../a b/x|y.st"}
     for entry in (first, second):
         assert re.fullmatch(r"k\[adapter=[A-Za-z0-9_.+-]+\]", entry.label), entry.label
@@ -88,7 +96,7 @@ def test_a_label_can_be_part_of_a_file_name_whatever_is_swept() -> None:
         (["a.b=k"], [], [], "letters, digits, _ and -"),
         (["a/b=k"], [], [], "letters, digits, _ and -"),
         (["-k=k"], [], [], "letters, digits, _ and -"),
-        (["=k"], [], [], "letters, digits, _ and -"),
+        (["=k"], [], [], r"takes METHOD or LABEL=METHOD, not '=k'"),
         (["k="], [], [], r"takes METHOD or LABEL=METHOD, not 'k='"),
         (["k"], ["k.steps=4", "k.steps=6"], [], "k.steps is given already; .*--method k-2=k$"),
         (["k"], ["j.steps=4"], [], "no entry with options has the label 'j'; there are: k; add"),
@@ -97,17 +105,17 @@ def test_a_label_can_be_part_of_a_file_name_whatever_is_swept() -> None:
         (["k"], [], ["k.steps=2", "k.steps=4"], "--sweep k.steps=4: k.steps is given already"),
         (["k"], [], ["j.steps=2"], "--sweep j.steps=2: no entry with options has the label 'j'"),
         (["k"], ["k.steps=4"], ["k.steps=2,6"], "k.steps has an --option and a --sweep; leave one"),
-        (["k"], [], ["k.steps=2,"], "none empty and none twice"),
-        (["k"], [], ["k.steps="], "none empty and none twice"),
-        (["k"], [], ["k.steps=2,4, 2"], "none empty and none twice"),
-        (["k"], [], ["k.adapter=a/b,a|b"], r"several values give the label k\[adapter=a-b\]"),
+        (["k"], [], ["k.steps=2,"], "none empty$"),
+        (["k"], [], ["k.steps="], "none empty$"),
+        (["k"], [], ["k.steps=2,4, 2"], r"the same label; give each value once"),
+        (["k"], [], ["k.adapter=a/b,a|b"], "several values give the same label"),
     ],
 )
 def test_what_makes_no_entries_is_one_line_that_says_what_to_do(
     methods: list[str], options: list[str], sweeps: list[str], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
-        entries_of(methods, options, sweeps)
+        from_flags(methods, options, sweeps)
     assert "\n" not in str(caught.value)
 
 
@@ -135,13 +143,12 @@ def test_entries_of_a_method_show_the_options_in_which_they_differ_and_no_others
     }
 
 
-@pytest.mark.parametrize("form", ["markdown", "latex", "html", "csv"])
+@pytest.mark.parametrize("form", ["markdown", "latex", "html"])
 def test_every_format_shows_them(run: Run, summary: Summary, form: str) -> None:
     text = {
         "markdown": lambda: markdown(summary).replace("\\", ""),
         "latex": lambda: latex(summary).replace("{[}", "[").replace("{]}", "]").replace("\\_", "_"),
         "html": lambda: page(illustrated(run, anchor="run")),
-        "csv": lambda: csv_text(summary),
     }[form]()
     assert "threshold=0.6, " in text or "threshold=0.6,\\\\" in text, "kangaroo's own threshold"
     assert "tree_width=4" in text
@@ -231,41 +238,37 @@ def test_an_entry_without_steps_is_in_reports_and_figures(
 # --- older schemas ---
 
 
-def test_a_run_of_version_2_goes_on_and_holds_records_of_both(tmp_path: Path) -> None:
-    """Torn as by a kill, with steps in the journal, as version 2 wrote them."""
+def test_a_run_of_version_2_that_was_killed_is_read_whole(tmp_path: Path) -> None:
+    """Torn as by a kill, with its steps in the journal, as version 2 wrote them."""
     folder = tmp_path / "run"
     with RunWriter.create(folder, make_manifest()) as writer:
         for label in ("vanilla", "kangaroo"):
             writer.append(*make_answer(0, label))
-        writer._journal.close()  # killed here: nothing is settled
-        journal = (folder / "steps.jsonl").read_text()
-    old = {"entry": "method", "nodes": "rows", "entries": "methods"}
-    lines = (folder / "generations.jsonl").read_text().replace('"entry":', '"method":')
-    (folder / "generations.jsonl").write_text(lines + '{"method": "vanil')
-    journal = journal.replace('"entry":', '"method":').replace('"nodes":', '"rows":')
-    (folder / "steps.jsonl").write_text(journal)
-    (folder / "steps.parquet").unlink(missing_ok=True)
+    copies = [path.unlink() for path in folder.glob("*.parquet")]
+    assert len(copies) == 2
+    lines, journal = [], []
+    for line in map(json.loads, (folder / "generations.jsonl").read_text().splitlines()):
+        steps = line.pop("steps")
+        steps["rows"] = steps.pop("nodes")
+        line["method"] = line.pop("entry")
+        key = {name: line[name] for name in ("method", "question_id", "turn", "repeat")}
+        of_step = [dict(zip(steps, row, strict=True)) for row in zip(*steps.values(), strict=True)]
+        lines.append(json.dumps(line) + "\n")
+        journal.append(json.dumps(key | {"steps": of_step}) + "\n")
+    (folder / "generations.jsonl").write_text("".join(lines) + '{"method": "vanil')
+    (folder / "steps.jsonl").write_text("".join(journal) + '{"method": "kanga')
     content = json.loads((folder / "run.json").read_text())
-    content = {old.get(name, name): value for name, value in content.items()}
+    content["methods"] = content.pop("entries")
     for record in content["methods"].values():
         del record["method"]
     (folder / "run.json").write_text(json.dumps(content | {"schema_version": 2}))
 
-    before = read_run(folder)
-    assert before.manifest.entries["kangaroo"].method == "kangaroo"
-    assert before.manifest.schema_version == 2
-    with RunWriter.resume(folder, make_manifest()) as writer:
-        assert len(writer.finished) == 2
-        for label in ("vanilla", "kangaroo"):
-            writer.append(*make_answer(1, label))
-    text = (folder / "generations.jsonl").read_text()
-    kinds = [set(json.loads(line)) for line in text.splitlines()]
-    assert ["method" in names for names in kinds] == [True, True, False, False]
-    after = read_run(folder)
-    assert after.manifest.schema_version == SCHEMA_VERSION
-    assert after.generations["entry"].tolist() == ["vanilla", "kangaroo"] * 2
-    assert after.steps["nodes"].tolist() == [1] * 12 + [5] * 4 + [1] * 12 + [5] * 4
-    assert summarise(after).entries["kangaroo"].tasks["overall"].n == 2
+    run = read_run(folder)
+    assert run.manifest.entries["kangaroo"].method == "kangaroo"
+    assert run.manifest.schema_version == 2
+    assert run.generations["entry"].tolist() == ["vanilla", "kangaroo"]
+    assert run.steps["nodes"].tolist() == [1] * 12 + [5] * 4
+    assert summarise(run).entries["kangaroo"].tasks["overall"].n == 1
 
 
 def test_a_row_with_an_old_and_a_new_name_is_refused(tmp_path: Path) -> None:
@@ -274,7 +277,7 @@ def test_a_row_with_an_old_and_a_new_name_is_refused(tmp_path: Path) -> None:
     path = folder / "generations.jsonl"
     first, *rest = path.read_text().splitlines(keepends=True)
     path.write_text("".join([first.replace("{", '{"entry": "medusa", ', 1), *rest]))
-    with pytest.raises(UsageError, match=r"generations.jsonl:1: .*unknown field 'method'"):
+    with pytest.raises(UsageError, match=r"generations.jsonl:1: .*unknown field `method`"):
         read_run(folder)
 
 

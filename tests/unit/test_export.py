@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from specbench_kangaroo.record.schema import Status
 from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.report.spec_bench_answers import AnswerFile, answer_files, model_id
 from specbench_kangaroo.stats.summary import summarise
+from tests.changes import replace
 from tests.command import call
 from tests.unit.runs import make_generation, make_manifest, make_run, make_step, make_steps
 

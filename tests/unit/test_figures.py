@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -13,14 +12,15 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.text import Text
 
+from specbench_kangaroo.record.columns import CONFIDENCE_TYPE
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.steps import CONFIDENCE_TYPE
 from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report.figures.catalogue import FIGURES, figures_of
 from specbench_kangaroo.report.figures.paired_steps import paired_steps
 from specbench_kangaroo.report.figures.step_tables import PHASES, accepted_lengths, step_times
 from specbench_kangaroo.report.figures.style import save
 from specbench_kangaroo.stats import summary as stats
+from tests.changes import replace
 from tests.pace import slowness
 from tests.unit.runs import SIDES, make_comparison, make_run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +11,9 @@ from specbench_kangaroo.gate.pairs import match
 from specbench_kangaroo.gate.regression import FIELDS, Comparison, check, compare
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import EntryRecord, Lossless, Status
+from tests.changes import replace
 from tests.unit.gate_runs import WORSE, at, gated, noisy, slowed
-from tests.unit.runs import make_manifest
+from tests.unit.runs import asked, make_manifest
 
 SETTINGS = make_manifest().settings
 DRAFTING_GATES = {"errors", "tokens", "mean_accepted_tokens", "acceptance_by_position", "lossless"}
@@ -311,8 +311,7 @@ def test_a_method_that_never_answered_is_said_to_be_ungated(tmp_path):
 
 
 def with_settings(run, **changes):
-    settings = {**run.manifest.settings, **changes}
-    return with_manifest(run, settings=settings)
+    return with_manifest(run, **asked(**{**run.manifest.settings, **changes}))
 
 
 def with_manifest(run, **changes):
@@ -338,7 +337,7 @@ REFUSED = {
     "seed": (lambda run: with_settings(run, seed=7), "0", "7"),
     "max_new_tokens": (lambda run: with_settings(run, max_new_tokens=64), "13", "64"),
     "temperature": (lambda run: with_settings(run, temperature=0.7), "0.0", "0.7"),
-    "top_p": (lambda run: with_settings(run, top_p=0.9), "not recorded", "0.9"),
+    "top_p": (lambda run: with_settings(run, top_p=0.9), "1.0", "0.9"),
     "device": (lambda run: with_settings(run, device="cpu"), "not recorded", "cpu"),
     "device GPU": (
         lambda run: with_manifest(with_settings(run, device="cuda:1"), environment=GPUS),
@@ -459,7 +458,7 @@ def test_what_may_differ_is_told(baseline):
         ({"environment": {"cpu": "AMD EPYC"}}, "cpu: not recorded in the baseline, AMD EPYC in"),
         ({"environment": GPUS}, r"gpus: \[\] in the baseline, \['H200', 'T4'\] in the candidate"),
         ({"environment": {"torch": "2.14"}}, "torch: not recorded in the baseline, 2.14 in"),
-        ({"settings": {**SETTINGS, "threads": 2}}, "threads: not recorded in the baseline, 2 in"),
+        (asked(**{**SETTINGS, "threads": 2}), "threads: not recorded in the baseline, 2 in"),
         ({"created": "2026-11-01T12:30:00Z"}, "started 12.5 hours apart, more than 12"),
         ({"created": "2026-10-31T11:00:00"}, "started 13.0 hours apart, more than 12"),
     ],

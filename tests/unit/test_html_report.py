@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,8 +17,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from specbench_kangaroo.record.schema import Resolved
 from specbench_kangaroo.record.writer import Run, read_run
 from specbench_kangaroo.report.html_report import illustrated, inline_svg, page
+from tests.changes import replace
 
 RUN = Path(__file__).parent / "golden" / "run"
 CHROMIUM = next(
@@ -129,7 +130,7 @@ def test_a_figure_brings_no_style_into_the_page(text: str) -> None:
 def test_texts_of_a_run_are_never_taken_for_html(run: Run) -> None:
     evil = '<script>alert("x")</script>'
     manifest = replace(
-        run.manifest, name=evil, model=evil, command=evil, settings={evil: evil, "dtype": evil}
+        run.manifest, name=evil, model=evil, command=evil, resolved=Resolved(dtype=evil)
     )
     text = page(illustrated(replace(run, manifest=manifest), anchor="run-1"))
     assert "<script>alert" not in text

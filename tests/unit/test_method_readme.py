@@ -64,10 +64,3 @@ def test_the_tutorial_leaves_nothing_of_the_built_in_method_out() -> None:
         rest = rest.replace(piece.text, "", 1)
     left = re.findall(r"^ *(?:class|def|METHOD) *(\w*)", rest, re.MULTILINE)
     assert not left, "show the reader what else there is"
-
-
-def test_every_file_that_is_linked_exists() -> None:
-    targets = re.findall(r"\]\(([^)#]+)", README.read_text(encoding="utf-8"))
-    missing = [target for target in targets if not (METHODS / target).exists()]
-    assert targets
-    assert not missing, f"links that lead nowhere: {missing}"

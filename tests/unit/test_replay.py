@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import pytest
 
 from specbench_kangaroo.record.schema import ExitReason, StepRecord
 from specbench_kangaroo.tuning.replay import DraftLog, Walk, draft_log, walks
+from tests.changes import replace
 from tests.unit.drafting import (
     ALLOWED,
     DEEPEST,

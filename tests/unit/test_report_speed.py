@@ -9,21 +9,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from msgspec import structs
 
+from specbench_kangaroo.record.columns import Columns, Line, write_copies
 from specbench_kangaroo.record.jsonl import as_line
 from specbench_kangaroo.record.manifest import write_manifest
-from specbench_kangaroo.record.schema import EntryRecord
-from specbench_kangaroo.record.steps import STEP_SCHEMA, STEPS
+from specbench_kangaroo.record.schema import EntryRecord, ExitReason
 from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS
 from specbench_kangaroo.stats.summary import TASK_ORDER
+from tests.changes import replace
 from tests.pace import slowness
 from tests.unit.runs import make_generation, make_judgement, make_manifest, make_run
 
@@ -68,43 +68,35 @@ def cost_of(*arguments: str | Path) -> Cost:
     return Cost(*json.loads(child.stderr.splitlines()[-1]))
 
 
-def steps_table(method: str, rng: np.random.Generator) -> pa.Table:
-    """The steps of all questions of a method, as the store writes them."""
-    each = STEPS_OF[method]
-    rows = QUESTIONS * each
+def columns_of(method: str, rng: np.random.Generator) -> Any:
+    """The steps of an answer of :data:`TOKENS` tokens."""
+    rows = STEPS_OF[method]
     drafted = np.full(rows, 0 if method == "vanilla" else DEPTH)
-    accepted = rng.integers(0, drafted + 1)
-    confidences = pa.array(rng.random(int(drafted.sum())))
-    offsets = pa.array(np.concatenate([[0], drafted.cumsum()]), type=pa.int32())
+    hits = rng.choice(max(int(drafted.sum()), 1), TOKENS - 1 - rows, replace=False) // DEPTH
+    accepted = np.bincount(hits, minlength=rows)
+    confidences = rng.random((rows, int(drafted[0]))).tolist()
     columns = {
-        "entry": np.full(rows, method),
-        "question_id": np.repeat(np.arange(QUESTIONS), each),
-        "turn": np.zeros(rows, dtype=np.int64),
-        "repeat": np.zeros(rows, dtype=np.int64),
-        "step": np.tile(np.arange(each), QUESTIONS),
-        "context_length": np.tile(np.arange(each) + 100, QUESTIONS),
+        "step": np.arange(rows),
+        "context_length": np.arange(rows) + 100,
         "drafted": drafted,
         "accepted": accepted,
         "emitted": accepted + 1,
         "nodes": drafted + 1,
-        "exit_reason": np.full(rows, "max_steps" if drafted.any() else "no_draft"),
-        "confidence": pa.ListArray.from_arrays(offsets, confidences),
         "verify_share": np.ones(rows),
         "draft_ms": drafted * rng.uniform(0.5, 0.6, rows),
         "verify_ms": rng.uniform(9.0, 10.0, rows),
         "accept_ms": rng.uniform(0.1, 0.2, rows),
     }
-    return pa.table(columns, schema=STEP_SCHEMA)
+    reason = ExitReason.MAX_STEPS if drafted.any() else ExitReason.NO_DRAFT
+    return Columns(
+        **{name: tuple(values.tolist()) for name, values in columns.items()},
+        exit_reason=(reason,) * rows,
+        confidence=tuple(map(tuple, confidences)),
+    )
 
 
-def write_large_run(folder: Path) -> Path:
-    folder.mkdir()
+def written_lines(folder: Path) -> Iterator[Any]:
     rng = np.random.default_rng(0)
-    entries = {name: EntryRecord(name, {}) for name in STEPS_OF}
-    write_manifest(folder, replace(make_manifest(), entries=entries, status="complete"))
-    with pq.ParquetWriter(folder / STEPS, STEP_SCHEMA, compression="zstd") as writer:
-        for name in STEPS_OF:
-            writer.write_table(steps_table(name, rng), row_group_size=50_000)
     with (folder / GENERATIONS).open("wb") as answers, (folder / LOSSLESS).open("wb") as verdicts:
         for question in range(QUESTIONS):
             ids = tuple(rng.integers(0, 49_152, TOKENS).tolist())
@@ -119,9 +111,18 @@ def write_large_run(folder: Path) -> Path:
                     target_passes=1 + steps,
                     total_ms=20.0 + steps * rng.uniform(12.0, 14.0),
                 )
-                answers.write(as_line(answer))
+                line = Line(**structs.asdict(answer), steps=columns_of(name, rng))
+                answers.write(as_line(line))
                 if name != "vanilla":
                     verdicts.write(as_line(make_judgement(answer.key)))
+                yield line
+
+
+def write_large_run(folder: Path) -> Path:
+    folder.mkdir()
+    entries = {name: EntryRecord(name, {}) for name in STEPS_OF}
+    write_manifest(folder, replace(make_manifest(), entries=entries, status="complete"))
+    write_copies(folder, written_lines(folder))
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from specbench_kangaroo.stats.sampling_check import (
     check_sampling,
     compare_answers,
 )
+from tests.changes import replace
 from tests.unit.runs import make_generation, make_manifest
 
 VOCABULARY = 30

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from specbench_kangaroo.report.figures.step_tables import (
     step_times,
 )
 from specbench_kangaroo.stats import summary as stats
+from tests.changes import replace
 from tests.unit.runs import make_generation, make_manifest, make_run, make_step, make_steps
 
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from specbench_kangaroo.record import reader
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import (
     SCHEMA_VERSION,
@@ -20,8 +20,12 @@ from specbench_kangaroo.record.schema import (
     StepRecord,
 )
 from specbench_kangaroo.record.writer import RunWriter, read_run
+from tests.changes import replace
+from tests.unit.faults import leave
 from tests.unit.random_records import GENERATIONS
 from tests.unit.runs import (
+    SETTINGS,
+    asked,
     make_generation,
     make_judgement,
     make_manifest,
@@ -38,8 +42,7 @@ def killed_run(folder, *, generations: int = 2) -> list[Generation]:
     for number in range(generations):
         made.append(make_generation("vanilla", number, steps=make_steps("vanilla")))
         writer.append(made[-1], make_steps("vanilla"))
-    for file in (writer._journal, writer._lossless, writer._generations):
-        file.close()
+    leave(writer)
     return made
 
 
@@ -55,6 +58,7 @@ def test_a_closed_run_reads_back_whole(tmp_path):
     run = read_run(make_run(tmp_path / "run"))
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "generations.jsonl",
+        "generations.parquet",
         "lossless.jsonl",
         "run.json",
         "steps.parquet",
@@ -68,8 +72,8 @@ def test_a_closed_run_reads_back_whole(tmp_path):
     kangaroo = run.steps[run.steps["entry"] == "kangaroo"]
     assert kangaroo["confidence"].iloc[0] == [0.9] * 4
     assert set(run.steps.columns) == {
-        *(field.name for field in fields(StepRecord)),
-        *(field.name for field in fields(GenerationKey)),
+        *StepRecord.__struct_fields__,
+        *GenerationKey.__struct_fields__,
     }
 
 
@@ -107,9 +111,8 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, content, cut):
     read = [
         StepRecord(
             **{
-                field.name: tuple(value) if field.name == "confidence" else value
-                for field in fields(StepRecord)
-                for value in [row[field.name]]
+                name: tuple(row[name]) if name == "confidence" else row[name]
+                for name in StepRecord.__struct_fields__
             }
         )
         for row in frame.to_dict("records")
@@ -142,41 +145,37 @@ def test_a_line_that_lacks_only_its_newline_is_kept(tmp_path):
     assert list(read_run(tmp_path).generations["question_id"]) == [0, 5]
 
 
-def test_a_torn_line_in_the_journal_is_dropped(tmp_path):
-    killed_run(tmp_path)
-    append_bytes(tmp_path / "steps.jsonl", b'{"entry": "vanilla", "question_id": 2, "tu')
-    assert len(read_run(tmp_path).steps) == 24
-    RunWriter.resume(tmp_path, make_manifest()).close("complete")
-    assert len(read_run(tmp_path).steps) == 24
-
-
-def test_steps_whose_generation_never_got_its_line_are_dropped(tmp_path):
-    killed_run(tmp_path)
-    path = tmp_path / "generations.jsonl"
-    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])  # killed between the two
-    assert set(read_run(tmp_path).steps["question_id"]) == {0}
-    with RunWriter.resume(tmp_path, make_manifest()):
-        pass
-    assert set(read_run(tmp_path).steps["question_id"]) == {0}
-
-
-def test_a_kill_between_parquet_and_the_journals_removal_counts_steps_once(tmp_path):
-    killed_run(tmp_path)
-    journal = (tmp_path / "steps.jsonl").read_bytes()
-    RunWriter.resume(tmp_path, make_manifest()).close("interrupted")
-    (tmp_path / "steps.jsonl").write_bytes(journal)
-    assert len(read_run(tmp_path).steps) == 24
-    RunWriter.resume(tmp_path, make_manifest()).close("complete")
-    assert len(read_run(tmp_path).steps) == 24
-
-
-def test_parquet_rows_of_a_lost_generation_are_dropped(tmp_path):
+def test_copies_of_other_lines_are_not_read(tmp_path):
+    """A kill, or an editor, leaves Parquet files of what generations.jsonl was before."""
     folder = make_run(tmp_path / "run", questions_per_task=1)
     path = folder / "generations.jsonl"
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:1]))
     run = read_run(folder)
+    assert len(run.generations) == 1
     assert len(run.steps) == 12
     assert run.judgements.empty, "the verdict on a lost generation says nothing"
+    path.write_bytes(whole.replace(b'"draft_ms":[4.0', b'"draft_ms":[5.0'))
+    assert 5.0 in set(read_run(folder).steps["draft_ms"]), "the file was changed, not its size"
+
+
+@pytest.mark.parametrize("name", ["generations.parquet", "steps.parquet"])
+@pytest.mark.parametrize("content", [None, b"", b"PAR1"])
+def test_without_whole_copies_the_lines_are_read(tmp_path, name, content):
+    folder = make_run(tmp_path / "run")
+    before = read_run(folder)
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    after = read_run(folder)
+    assert after.generations.equals(before.generations)
+    assert after.steps.equals(before.steps)
+    RunWriter.resume(folder, make_manifest()).close("complete")
+    assert (folder / name).read_bytes().endswith(b"PAR1"), "the copy is made again"
+
+
+def test_copies_are_read_in_place_of_the_lines(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    monkeypatch.setattr(reader, "read_answers", None)
+    assert len(read_run(folder).steps) == 64, "a report of a large run would take its lines' time"
 
 
 def test_a_malformed_line_with_others_after_it_is_named(tmp_path):
@@ -196,13 +195,9 @@ def test_a_line_without_its_fields_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"generations\.jsonl:3: not a Generation"):
         read_run(tmp_path)
     append_bytes(tmp_path / "lossless.jsonl", b'{"verdict": "perhaps"}\n')
-    (tmp_path / "steps.jsonl").write_bytes(b'{"entry": "vanilla"}\n')
     path = tmp_path / "generations.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     with pytest.raises(UsageError, match=r"lossless\.jsonl:1: not a Judgement"):
-        read_run(tmp_path)
-    (tmp_path / "lossless.jsonl").unlink()
-    with pytest.raises(UsageError, match=r"steps\.jsonl:1: no 'question_id'"):
         read_run(tmp_path)
 
 
@@ -211,8 +206,11 @@ def test_a_line_without_its_fields_is_named(tmp_path):
 
 def test_create_refuses_a_folder_that_is_in_use(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"--resume .* another --output"):
+    with pytest.raises(UsageError, match=r"is not empty; give another --output"):
         RunWriter.create(tmp_path, make_manifest())
+    run = make_run(tmp_path / "my run")
+    with pytest.raises(UsageError, match=r"by specbench run --resume '.*my run', or give another"):
+        RunWriter.create(run, make_manifest())
     with pytest.raises(UsageError, match="not empty"):
         RunWriter.create(tmp_path / "note.txt", make_manifest())
     assert (tmp_path / "note.txt").read_text() == "mine"
@@ -233,7 +231,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
         ({"model": "llama"}, "model is 'smollm2-135m' there and 'llama' now"),
         ({"questions": "spec-bench"}, "questions is"),
         ({"hashes": {"questions": "aa", "model": "cc"}}, "hashes.model is 'bb' there and 'cc' now"),
-        ({"settings": {"seed": 1}}, "settings.seed is 0 there and 1 now"),
+        (asked(**{**SETTINGS, "seed": 1}), "settings.seed is 0 there and 1 now"),
         (
             {
                 "entries": {
@@ -275,7 +273,7 @@ def test_errors_are_finished_too(tmp_path):
 def test_nothing_is_written_twice(tmp_path):
     generation = make_generation()
     with RunWriter.create(tmp_path / "run", make_manifest()) as writer:
-        writer.append(generation, [make_step()])
+        writer.append(generation, [])
         writer.judge(make_judgement(generation.key))
         with pytest.raises(ValueError, match="already in"):
             writer.append(generation, [])
@@ -295,14 +293,14 @@ def test_a_verdict_lost_with_its_generation_is_given_again(tmp_path):
         writer.judge(replace(make_judgement(generation.key), logit_gap=0.25))
     judgements = read_run(tmp_path).judgements
     assert list(judgements["logit_gap"]) == [0.25]
-    assert set(judgements.columns) == {field.name for field in fields(Judgement)}
+    assert set(judgements.columns) == set(Judgement.__struct_fields__)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_says_so_and_is_settled(tmp_path, error):
     def interrupted() -> None:
         with RunWriter.create(tmp_path / "run", make_manifest()) as writer:
-            writer.append(make_generation(), [make_step()])
+            writer.append(make_generation(steps=[make_step()]), [make_step()])
             raise error
 
     with pytest.raises(error):
@@ -330,15 +328,13 @@ def test_runs_of_every_schema_version_still_load():
         assert len(run.judgements)
 
 
-def test_a_run_of_an_older_schema_goes_on_as_one_of_this(tmp_path):
-    golden = Path(__file__).parent / "golden" / "run"
-    shutil.copytree(golden, tmp_path / "run")
-    before = read_run(golden)
-    RunWriter.resume(tmp_path / "run", before.manifest).close("complete")
-    after = read_run(tmp_path / "run")
-    assert after.manifest == replace(before.manifest, schema_version=SCHEMA_VERSION)
-    assert after.generations.equals(before.generations)
-    assert after.steps.equals(before.steps)
+@pytest.mark.parametrize("name", ["run", "run-2"])
+def test_a_run_of_an_older_schema_is_not_resumed(tmp_path, name):
+    shutil.copytree(Path(__file__).parent / "golden" / name, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UsageError, match=r"older .* \(schema ., .*run --from .*run --output NEW"):
+        RunWriter.resume(tmp_path / "run", read_run(tmp_path / "run").manifest)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_what_schema_2_added_reads_back():
@@ -388,17 +384,15 @@ def test_a_malformed_manifest_is_refused(tmp_path, content):
 @pytest.mark.parametrize("name", ["run.json", "generations.jsonl", "steps.parquet"])
 def test_a_missing_file_is_named(tmp_path, name):
     folder = make_run(tmp_path / "run")
+    if name == "steps.parquet":  # whose content is nowhere else in older runs
+        folder = shutil.copytree(Path(__file__).parent / "golden" / "run", tmp_path / "old")
     (folder / name).unlink()
     with pytest.raises(UsageError, match=f"{name} is missing"):
         read_run(folder)
 
 
-def test_a_missing_folder_and_a_broken_parquet_are_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="holds no run"):
         RunWriter.resume(tmp_path, make_manifest())
-    folder = make_run(tmp_path / "run")
-    (folder / "steps.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UsageError, match=r"steps\.parquet: not readable"):
-        read_run(folder)

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specbench_kangaroo.record import files as whole_writes
+from specbench_kangaroo.record.columns import COPY, STEPS
 from specbench_kangaroo.record.errors import StorageError, UsageError
 from specbench_kangaroo.record.files import LineFile, replacing, write_whole
 from specbench_kangaroo.record.manifest import MANIFEST
-from specbench_kangaroo.record.steps import JOURNAL, STEPS
 from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
 from tests.unit.faults import Disk, largest_file, lines_on
 from tests.unit.runs import make_answer, make_judgement, make_manifest, resume_run
@@ -30,7 +30,7 @@ def assert_whole(folder: Path, *, answers: int) -> None:
     counts = run.steps["question_id"].value_counts().to_dict()
     assert counts == dict.fromkeys(range(answers), 12), "steps are lost or doubled"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [MANIFEST, GENERATIONS, LOSSLESS, STEPS]
+        [MANIFEST, GENERATIONS, LOSSLESS, STEPS, COPY]
     ), "something is left behind"
 
 
@@ -63,16 +63,14 @@ def test_a_run_that_fills_the_disk_at_any_byte_goes_on_later(tmp_path_factory, s
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("cuts", [True, False])
-@pytest.mark.parametrize("name", [JOURNAL, GENERATIONS])
-@pytest.mark.parametrize("free", [0, 1, 100])  # bytes of the line that still find room
-def test_nothing_follows_a_line_that_failed(tmp_path, error, cuts, name, free):
+@pytest.mark.parametrize("free", [0, 1, 100, 400])  # bytes of the line that still find room
+def test_nothing_follows_a_line_that_failed(tmp_path, error, cuts, free):
     folder, disk = tmp_path / "run", Disk()
     with lines_on(disk):
         writer = RunWriter.create(folder, make_manifest())
     writer.append(*make_answer(0))
-    before = {name: (folder / name).read_bytes() for name in (JOURNAL, GENERATIONS)}
-    journalled = 0 if name == JOURNAL else len(before[JOURNAL])  # the second line is as long
-    disk.free, disk.error, disk.cuts = journalled + free, error, cuts
+    before = (folder / GENERATIONS).read_bytes()
+    disk.free, disk.error, disk.cuts = free, error, cuts
     with pytest.raises(StorageError, match=f"cannot write {folder}") as caught:
         writer.append(*make_answer(1))
     disk.free = None  # there is room again, but not for a writer that has failed
@@ -82,9 +80,7 @@ def test_nothing_follows_a_line_that_failed(tmp_path, error, cuts, name, free):
     assert list(writer.finished) == [make_answer(0)[0].key], (
         "a lost answer must not count as finished"
     )
-    if cuts or name == JOURNAL:
-        assert (folder / GENERATIONS).read_bytes() == before[GENERATIONS]
-    assert (folder / JOURNAL).read_bytes().startswith(before[JOURNAL])
+    assert (folder / GENERATIONS).read_bytes()[: None if cuts else len(before)] == before
     assert read_run(folder).manifest.status == "interrupted"
     resume_run(folder, answers=3)
     assert_whole(folder, answers=3)
@@ -100,7 +96,7 @@ def test_the_line_says_what_is_wrong_and_how_to_go_on(tmp_path):
     writer.close("interrupted")
     assert str(caught.value) == (
         f"cannot write {tmp_path / 'run'}: No space left on device; free some space, "
-        "then go on with --resume"
+        "then go on with specbench run --resume"
     )
 
 
@@ -120,16 +116,16 @@ def test_a_verdict_that_finds_no_room_is_given_later(tmp_path):
     assert len(read_run(folder).judgements) == 1
 
 
-def test_steps_that_cannot_be_settled_stay_in_the_journal(tmp_path, monkeypatch):
+def test_a_run_whose_copies_find_no_room_is_interrupted(tmp_path):
     folder = tmp_path / "run"
     writer = RunWriter.create(folder, make_manifest())
     for number in range(3):
         writer.append(*make_answer(number))
-    with pytest.raises(StorageError, match="File too large"), largest_file(1000):
+    with pytest.raises(StorageError, match="File too large"), largest_file(3000):
         writer.close("complete")
     assert read_run(folder).manifest.status == "interrupted", "it is not complete yet"
     assert not list(folder.glob("*.tmp")), "a part of a file takes room and says nothing"
-    assert not (folder / STEPS).exists()
+    assert not list(folder.glob("*.parquet"))
     resume_run(folder, answers=3)
     assert_whole(folder, answers=3)
 

@@ -25,17 +25,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from specbench_kangaroo.record.columns import COPY, STEPS
 from specbench_kangaroo.record.errors import StorageError
 from specbench_kangaroo.record.manifest import MANIFEST
 from specbench_kangaroo.record.schema import Generation, GenerationKey, Judgement, StepRecord
-from specbench_kangaroo.record.steps import JOURNAL, STEPS
 from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
-from tests.unit.faults import Disk, lines_on
+from tests.unit.faults import Disk, leave, lines_on
 from tests.unit.random_records import VERDICTS, answers, judgement
-from tests.unit.runs import make_manifest
+from tests.unit.runs import make_generation, make_manifest
 
 PLACES = st.floats(0, 1)  # where in a file: its start is 0, its end 1
-ATTRIBUTES = ("_journal", "_lossless", "_generations")
 
 
 class RunFolder(RuleBasedStateMachine):
@@ -62,8 +61,7 @@ class RunFolder(RuleBasedStateMachine):
     def release(self) -> None:
         """What the system does for a process that is gone."""
         assert self.writer is not None
-        for name in ATTRIBUTES:
-            getattr(self.writer, name).close()
+        leave(self.writer)
         self.writer = None
 
     @initialize()
@@ -108,8 +106,7 @@ class RunFolder(RuleBasedStateMachine):
 
     def spare(self) -> tuple[Generation, Sequence[StepRecord]]:
         """An answer that is in no run."""
-        fields = ("vanilla", 99, "qa", "qa", 0, 0, "ok", None, 1, (), "", 0, 0, 0.0, 0.0)
-        return Generation(*fields), ()  # type: ignore[arg-type]
+        return make_generation(question_id=99), ()
 
     @precondition(lambda self: self.writer is not None and self.finished.keys() - self.verdicts)
     @rule(data=st.data(), parts=VERDICTS, room=st.none() | st.integers(0, 200))
@@ -139,42 +136,41 @@ class RunFolder(RuleBasedStateMachine):
     def kill_within_an_append(
         self, answer: tuple[Generation, list[StepRecord]], place: float
     ) -> None:
-        """The process is gone at a byte of the journal's line or of the generation's."""
+        """The process is gone at a byte of the line."""
         generation, steps = answer
         if generation.key in self.finished:
             return
-        files = [self.folder / JOURNAL, self.folder / GENERATIONS]
-        before = [path.stat().st_size for path in files]
+        path = self.folder / GENERATIONS
+        before = path.stat().st_size
         self.writer.append(generation, steps)
         self.release()
-        written = [path.stat().st_size - size for path, size in zip(files, before, strict=True)]
-        left = round(place * sum(written))
-        for path, size, count in zip(files, before, written, strict=True):
-            keep = min(left, count)
-            left -= keep
-            with path.open("rb+") as file:
-                file.truncate(size + keep)
-        line = files[1].read_bytes()[before[1] :]
-        if len(line) >= written[1] - 1:  # all of it, or all but its newline
+        written = path.stat().st_size - before
+        keep = round(place * written)
+        with path.open("rb+") as file:
+            file.truncate(before + keep)
+        if keep >= written - 1:  # all of it, or all but its newline
             self.finished[generation.key] = (generation, steps)
 
     @precondition(lambda self: self.writer is not None)
-    @rule(place=PLACES)
-    def kill_while_the_steps_are_settled(self, place: float) -> None:
-        """Before, within or after the new Parquet file is there, with the journal in place."""
-        journal = (self.folder / JOURNAL).read_bytes()
-        old = (self.folder / STEPS).read_bytes() if (self.folder / STEPS).exists() else None
-        manifest = (self.folder / MANIFEST).read_bytes()
+    @rule(name=st.sampled_from([STEPS, COPY]), place=PLACES)
+    def kill_while_the_copies_are_made(self, name: str, place: float) -> None:
+        """Before, within or after a new Parquet file is there."""
+        kept = [STEPS, COPY, MANIFEST][[STEPS, COPY].index(name) :]  # what comes later is old
+        old = {
+            path: path.read_bytes() if path.exists() else None
+            for path in (self.folder / name for name in kept)
+        }
         self.writer.close("interrupted")
         self.writer = None
-        new = (self.folder / STEPS).read_bytes()
-        (self.folder / JOURNAL).write_bytes(journal)
-        (self.folder / MANIFEST).write_bytes(manifest)
+        new = (self.folder / name).read_bytes()
+        for path, content in old.items():
+            if path.name == name and place == 1:
+                continue
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
         if place < 1:
-            (self.folder / f"{STEPS}.tmp").write_bytes(new[: round(place * len(new))])
-            (self.folder / STEPS).unlink()
-            if old is not None:
-                (self.folder / STEPS).write_bytes(old)
+            (self.folder / f"{name}.tmp").write_bytes(new[: round(place * len(new))])
 
     @precondition(lambda self: self.writer is None and self.finished)
     @rule(data=st.data())
@@ -190,7 +186,7 @@ class RunFolder(RuleBasedStateMachine):
         self.verdicts.pop(read[number], None)
 
     @precondition(lambda self: self.writer is None)
-    @rule(name=st.sampled_from([GENERATIONS, LOSSLESS, JOURNAL]))
+    @rule(name=st.sampled_from([GENERATIONS, LOSSLESS]))
     def save_with_windows_line_endings(self, name: str) -> None:
         path = self.folder / name
         if path.exists() and path.read_bytes().endswith(b"\n"):

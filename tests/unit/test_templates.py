@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import pytest
 
 from specbench_kangaroo.models.templates import TEMPLATES, chat_prompt, vicuna_text
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import DEFAULT_TEMPLATE, Manifest
+from specbench_kangaroo.record.request import DEFAULT_TEMPLATE
+from specbench_kangaroo.record.schema import Manifest
 from specbench_kangaroo.record.writer import RunWriter
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 
@@ -109,11 +109,10 @@ def test_the_default_is_among_the_templates() -> None:
 
 
 def asked_with(template: str) -> Manifest:
-    manifest = make_manifest()
-    return replace(manifest, settings={**manifest.settings, "template": template})
+    return make_manifest(settings={"template": template})
 
 
-def test_a_run_from_before_templates_is_resumed_with_the_tokenizers_own(tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_its_own_template(tmp_path: Path) -> None:
     RunWriter.create(tmp_path, make_manifest()).close("interrupted")
     with pytest.raises(
         UsageError, match=r"settings.template is 'tokenizer' there and 'vicuna' now"
@@ -124,6 +123,6 @@ def test_a_run_from_before_templates_is_resumed_with_the_tokenizers_own(tmp_path
 
 def test_a_rerun_asks_with_the_same_template() -> None:
     again = request_again(asked_with("vicuna"), "kangaroo", {})
-    assert again.model.template == "vicuna"
+    assert again.target.template == "vicuna"
     assert "--template vicuna" in command_line(again)
     assert "--template" not in command_line(request_again(make_manifest(), "kangaroo", {}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,15 @@ from rich.console import Console
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import read_manifest, write_manifest
-from specbench_kangaroo.record.schema import EntryRecord
+from specbench_kangaroo.record.request import (
+    Decoding,
+    EntryChoice,
+    QuestionChoice,
+    Request,
+    TargetChoice,
+)
+from specbench_kangaroo.record.schema import EntryRecord, Resolved
 from specbench_kangaroo.record.writer import read_run
-from specbench_kangaroo.run.config import Entry, ModelChoice, QuestionChoice, Request, Settings
 from specbench_kangaroo.stats.summary import summarise
 from specbench_kangaroo.tuning import figure as tune_figure
 from specbench_kangaroo.tuning import tables as tune_tables
@@ -27,8 +32,9 @@ from specbench_kangaroo.tuning.rerun import command_line, request_again
 from specbench_kangaroo.tuning.step_costs import step_costs
 from specbench_kangaroo.tuning.tables import to_json
 from specbench_kangaroo.tuning.tuning import THRESHOLDS, Setting, Tuning, tune
+from tests.changes import replace
 from tests.unit.drafting import ALLOWED, DEEPEST, Answer, Costs, make_answer, make_drafting_run
-from tests.unit.runs import make_manifest, make_run
+from tests.unit.runs import asked, make_manifest, make_run
 
 SETTINGS = [(1, 0.0), (2, 0.5), (4, 0.35), (7, 0.7), (12, 0.0), (12, 1.0)]
 
@@ -159,8 +165,8 @@ def changed(folder: Path, *, settings: dict[str, Any] | None = None, **options: 
     record = manifest.entries["kangaroo"]
     record = replace(record, options={**record.options, **options})
     entries = {**manifest.entries, "kangaroo": record}
-    kept = {**manifest.settings, **(settings or {})}
-    write_manifest(folder, replace(manifest, entries=entries, settings=kept))
+    kept = asked(**{**manifest.settings, **(settings or {})})
+    write_manifest(folder, replace(manifest, entries=entries, **kept))
     return folder
 
 
@@ -261,38 +267,36 @@ def test_one_task_needs_no_small_maps(tmp_path: Path) -> None:
 
 
 def test_a_run_is_asked_for_again_with_its_own_settings() -> None:
-    settings = {
-        "max_new_tokens": 64,
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "seed": 5,
-        "repeats": 1,
-        "warmup": 1,
-        "dtype": "bfloat16",
-        "device": "cuda",
-        "backend": "eager",
-        "threads": 2,
-        "model_revision": "abc",
-        "tasks": ["qa", "rag"],
-        "limit": 3,
-    }
+    questions = QuestionChoice(source="my files/mine.jsonl", tasks=("qa", "rag"), limit=3)
+    target = TargetChoice(model="org/model", revision="abc")
+    decoding = Decoding(max_new_tokens=64, seed=5)
     options = {"steps": 12, "threshold": 0.0, "adapter": None, "exit_layer": 2}
     manifest = replace(
         make_manifest(),
         model="org/model",
         questions="mine.jsonl",
-        command="specbench run --questions 'my files/mine.jsonl' --method draft",
         entries={"vanilla": EntryRecord("vanilla", {}), "draft": EntryRecord("kangaroo", options)},
-        settings=settings,
+        request=Request(
+            name="first",
+            target=target,
+            questions=questions,
+            decoding=decoding,
+            entries=(EntryChoice(method="medusa"),),
+        ),
+        resolved=Resolved(dtype="bfloat16", device="cuda", threads=2, model_revision="abc"),
     )
     again = request_again(manifest, "draft", {"steps": 4, "threshold": 0.35})
     assert again == Request(
-        model=ModelChoice(name="org/model", revision="abc", dtype="bfloat16", device="cuda"),
-        questions=QuestionChoice(source="my files/mine.jsonl", tasks=("qa", "rag"), limit=3),
+        target=replace(target, dtype="bfloat16", device="cuda"),
+        questions=questions,
         entries=(
-            Entry("draft", "kangaroo", {"steps": "4", "threshold": "0.35", "exit_layer": "2"}),
+            EntryChoice(
+                label="draft",
+                method="kangaroo",
+                options={"steps": 4, "threshold": 0.35, "exit_layer": 2},
+            ),
         ),
-        settings=Settings(max_new_tokens=64, seed=5),
+        decoding=decoding,
     )
     assert command_line(again, Path("out")) == (
         "specbench run --model org/model --revision abc --dtype bfloat16 --device cuda "
@@ -303,5 +307,6 @@ def test_a_run_is_asked_for_again_with_its_own_settings() -> None:
 
 
 def test_a_model_of_the_catalogue_is_asked_for_by_its_name_alone() -> None:
-    manifest = make_manifest(settings={"model_revision": "wheel==1.0"})
-    assert request_again(manifest, "kangaroo", {}).model.revision is None
+    golden = read_manifest(Path(__file__).parent / "golden" / "run")
+    old = replace(golden, resolved=Resolved(model_revision="wheel==1.0"))
+    assert request_again(old, "kangaroo", {}).target.revision is None

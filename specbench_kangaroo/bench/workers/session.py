@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from msgspec import structs
 
-from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import Manifest
-from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.config import Request
-from specbench_kangaroo.run.runner import OnFinished, Runner
-from specbench_kangaroo.run.setup import Plan, plan_of
-from specbench_kangaroo.run.signals import Interruption
-from specbench_kangaroo.run.workers.cluster import RayCrew, cluster, share_of
-from specbench_kangaroo.run.workers.dealing import (
+from specbench_kangaroo.bench.runner import OnFinished, Runner
+from specbench_kangaroo.bench.setup import Plan, plan_of
+from specbench_kangaroo.bench.signals import Interruption
+from specbench_kangaroo.bench.workers.cluster import RayCrew, cluster, share_of
+from specbench_kangaroo.bench.workers.dealing import (
     Crew,
     Dealer,
     Died,
@@ -26,6 +23,10 @@ from specbench_kangaroo.run.workers.dealing import (
     open_units,
     refuse_disagreement,
 )
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.request import Request
+from specbench_kangaroo.record.schema import Manifest
+from specbench_kangaroo.record.writer import RunWriter
 
 
 @contextmanager
@@ -41,16 +42,16 @@ def opened(request: Request, address: str | None, *, say: Say) -> Iterator[Runne
         UsageError: anything in the request that does not exist, fit or work, here or on a worker.
     """
     plan = plan_of(request)
-    workers = request.settings.workers
+    workers = request.decoding.workers
     with cluster(address, cpus=torch.get_num_threads()) as ray:
-        share = share_of(ray, workers, request.model.device)
+        share = share_of(ray, workers, request.target.device)
         if share.device == "cpu" and workers > 1:
             say(
                 f"warning: {workers} workers share processors and disturb each other's times; "
                 "take speedups from a run with one worker"
             )
-        model = replace(request.model, device=share.device)
-        plan = replace(plan, request=replace(request, model=model))
+        target = structs.replace(request.target, device=share.device)
+        plan = replace(plan, request=structs.replace(request, target=target))
         crew = RayCrew(ray, plan, share)
         manifests = load_all(crew, workers)
         if line := devices_differ(manifests):
@@ -112,7 +113,8 @@ def merged(manifests: Sequence[Manifest]) -> Manifest:
     for worker, manifest in enumerate(manifests):
         refuse_disagreement(worker, manifest, first)
     environments = [dict(manifest.environment) for manifest in manifests]
-    return replace(first, environment={**first.environment, "workers": environments})
+    environment = {**first.environment, "workers": environments}
+    return structs.replace(first, environment=environment)
 
 
 def devices_differ(manifests: Sequence[Manifest]) -> str | None:
@@ -129,5 +131,5 @@ def devices_differ(manifests: Sequence[Manifest]) -> str | None:
 def _device_of(manifest: Manifest) -> str:
     """What a worker computes on: its GPU's name or its processor's."""
     gpus = manifest.environment.get("gpus") or []
-    on_gpu = str(manifest.settings.get("device")).startswith("cuda") and gpus
+    on_gpu = str(manifest.resolved.device).startswith("cuda") and gpus
     return str(gpus[0].get("name") if on_gpu else manifest.environment.get("cpu"))

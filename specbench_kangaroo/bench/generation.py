@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
+from specbench_kangaroo.bench.pauses import without_captures
+from specbench_kangaroo.bench.schedule import Round, chance_seed
+from specbench_kangaroo.bench.setup import Bench
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.engine.sampling import Sampler, SeededChance
@@ -18,9 +22,6 @@ from specbench_kangaroo.machine.nvml import Gauge, Usage
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.schema import BASELINE, Generation, GenerationKey, Status, StepRecord
-from specbench_kangaroo.run.pauses import without_captures
-from specbench_kangaroo.run.schedule import Round, chance_seed
-from specbench_kangaroo.run.setup import Bench
 
 # Texts of plain RuntimeErrors: torch's allocator on the CPU, a CUDA library's own, a CUDA call's.
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
@@ -52,7 +53,7 @@ def prompt_of(bench: Bench, item: Round, answers: Answers) -> list[int]:
     return chat_prompt(
         bench.loaded.tokenizer,
         [*history, turns[item.turn]],
-        template=bench.request.model.template,
+        template=bench.request.target.template,
     )
 
 
@@ -98,10 +99,10 @@ def _decode(
     bench: Bench, item: Round, entry: str, prompt: Sequence[int], at_most: int | None
 ) -> tuple[Decoded, Usage]:
     """Decode, and read the device's gauge around it."""
-    limit = bench.settings.max_new_tokens
+    limit = bench.decoding.max_new_tokens
     sampler = None
     if bench.sampling is not None:
-        sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.settings.seed, item)))
+        sampler = Sampler(bench.sampling, SeededChance(chance_seed(bench.decoding.seed, item)))
     gauge = Gauge(bench.target.device)  # before the first stamp
     decoded = decode(
         bench.target,

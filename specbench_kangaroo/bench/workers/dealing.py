@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec.structs import replace
+
+from specbench_kangaroo.bench.runner import OnFinished, append_edges
+from specbench_kangaroo.bench.schedule import Ledger, Round, conversations, missing, open_rounds
+from specbench_kangaroo.bench.signals import Interruption
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import first_difference
 from specbench_kangaroo.record.schema import (
@@ -24,9 +29,6 @@ from specbench_kangaroo.record.schema import (
     StepRecord,
 )
 from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.runner import OnFinished, append_edges
-from specbench_kangaroo.run.schedule import Ledger, Round, conversations, missing, open_rounds
-from specbench_kangaroo.run.signals import Interruption
 
 Say = Callable[[str], None]
 """Tells the user what happened, in a line."""
@@ -194,7 +196,7 @@ class Dealer:
                 self._failed_starts[worker] = 0
                 self._idle.add(worker)
             case Refused(worker=worker, reason=reason):
-                raise UsageError(f"worker {worker}, started anew, stopped: {reason}")
+                raise UsageError(f"the replacement of worker {worker} stopped: {reason}")
 
     def _write(self, found: Answered) -> None:
         for generation, steps in found.answers:

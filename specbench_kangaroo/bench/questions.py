@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from specbench_kangaroo.machine.cache_folder import cache_folder
-from specbench_kangaroo.record.checks import is_text
 from specbench_kangaroo.record.errors import UsageError, look_up
+from specbench_kangaroo.record.jsonl import is_text
 
 MT_BENCH = (
     "writing",

@@ -8,6 +8,10 @@ from datetime import UTC, datetime
 
 import torch
 
+from specbench_kangaroo.bench.config import Entry, checked, entries_of
+from specbench_kangaroo.bench.questions import QuestionSet, load_questions, select
+from specbench_kangaroo.bench.registry import method_class, parse_options
+from specbench_kangaroo.bench.schedule import Round, rounds
 from specbench_kangaroo.engine.cuda_graphs import Capturer, CudaCapturer
 from specbench_kangaroo.engine.method import Method, MethodOptions
 from specbench_kangaroo.engine.sampling import Sampling
@@ -16,11 +20,8 @@ from specbench_kangaroo.machine.devices import default_device, environment, main
 from specbench_kangaroo.models.load import LoadedModel, load_model
 from specbench_kangaroo.models.templates import template_named
 from specbench_kangaroo.record.errors import UsageError, look_up
-from specbench_kangaroo.record.schema import EntryRecord, Manifest
-from specbench_kangaroo.run.config import Entry, ModelChoice, Request, Settings
-from specbench_kangaroo.run.questions import QuestionSet, load_questions, select
-from specbench_kangaroo.run.registry import method_class, parse_options
-from specbench_kangaroo.run.schedule import Round, rounds
+from specbench_kangaroo.record.request import Decoding, Request, TargetChoice
+from specbench_kangaroo.record.schema import EntryRecord, Manifest, Resolved
 
 _CAPTURERS: Mapping[str, type[CudaCapturer] | None] = {"eager": None, "graph": CudaCapturer}
 
@@ -30,19 +31,20 @@ class Plan:
     """A run as far as it can be checked without its model; it can be sent to another machine."""
 
     request: Request
+    entries: tuple[Entry, ...]  # the baseline first
     questions: QuestionSet  # those selected; the hash is the whole set's
     sampling: Sampling | None  # None: greedy
 
     @property
-    def settings(self) -> Settings:
+    def decoding(self) -> Decoding:
         """What holds for every entry alike."""
-        return self.request.settings
+        return self.request.decoding
 
     @property
     def rounds(self) -> list[Round]:
         """Every prompt of the run, in order."""
-        labels = [entry.label for entry in self.request.all_entries]
-        return list(rounds(self.questions.questions, labels, repeats=self.settings.repeats))
+        labels = [entry.label for entry in self.entries]
+        return list(rounds(self.questions.questions, labels, repeats=self.decoding.repeats))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +62,20 @@ def plan_of(request: Request) -> Plan:
     Raises:
         UsageError: an unknown question set, task, method, option or setting.
     """
-    check_backend(request.model)
-    template_named(request.model.template)
-    sampling = sampling_of(request.settings)
+    checked(request)
+    check_backend(request.target)
+    template_named(request.target.template)
+    sampling = sampling_of(request.decoding)
     questions = load_questions(request.questions.source)
     chosen = select(questions.questions, request.questions.tasks, request.questions.limit)
-    entry_options(request.all_entries)  # made anew where the methods are loaded
-    return Plan(request=request, questions=replace(questions, questions=chosen), sampling=sampling)
+    entries = entries_of(request.entries)
+    entry_options(entries)  # parsed again where the methods are loaded
+    return Plan(
+        request=request,
+        entries=entries,
+        questions=replace(questions, questions=chosen),
+        sampling=sampling,
+    )
 
 
 def load_bench(plan: Plan) -> Bench:
@@ -75,27 +84,28 @@ def load_bench(plan: Plan) -> Bench:
     Raises:
         UsageError: a model, weights, dtype or device that do not exist, fit or work here.
     """
-    choice = plan.request.model
+    choice = plan.request.target
     loaded = load_model(
-        choice.name, revision=choice.revision, dtype=choice.dtype, device=choice.device
+        choice.model, revision=choice.revision, dtype=choice.dtype, device=choice.device
     )
     capturer = capturer_of(choice, loaded.model.device)
     target = Target(loaded.model, name=loaded.name, tokenizer=loaded.tokenizer, capturer=capturer)
-    options = entry_options(plan.request.all_entries)
+    options = entry_options(plan.entries)
     return Bench(
         request=plan.request,
+        entries=plan.entries,
         questions=plan.questions,
         sampling=plan.sampling,
         loaded=loaded,
         target=target,
         methods={
             entry.label: method_class(entry.method).load(target, options[entry.label])
-            for entry in plan.request.all_entries
+            for entry in plan.entries
         },
     )
 
 
-def check_backend(choice: ModelChoice) -> None:
+def check_backend(choice: TargetChoice) -> None:
     """Refuse, before anything is loaded, a backend that the chosen device does not have.
 
     Raises:
@@ -109,22 +119,22 @@ def check_backend(choice: ModelChoice) -> None:
         )
 
 
-def capturer_of(choice: ModelChoice, device: torch.device) -> Capturer | None:
+def capturer_of(choice: TargetChoice, device: torch.device) -> Capturer | None:
     """What the chosen backend captures the passes of a model on ``device`` with, None: nothing."""
     capturer = look_up("backend", choice.backend, _CAPTURERS)
     return None if capturer is None else capturer(device)
 
 
-def sampling_of(settings: Settings) -> Sampling | None:
+def sampling_of(decoding: Decoding) -> Sampling | None:
     """How tokens are drawn, None for greedy.
 
     Raises:
         UsageError: a temperature or top-p that makes no distribution.
     """
-    if settings.temperature == 0:
+    if decoding.temperature == 0:
         return None
     try:
-        return Sampling(temperature=settings.temperature, top_p=settings.top_p)
+        return Sampling(temperature=decoding.temperature, top_p=decoding.top_p)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -150,17 +160,6 @@ def entry_options(entries: Iterable[Entry]) -> dict[str, MethodOptions]:
 
 def manifest(bench: Bench, *, name: str = "", command: str = "") -> Manifest:
     """``run.json`` of a run that starts now."""
-    choice = bench.request.questions
-    settings = asdict(bench.settings) | {
-        "dtype": bench.loaded.dtype,
-        "device": bench.loaded.device,
-        "backend": bench.request.model.backend,
-        "template": bench.request.model.template,
-        "threads": torch.get_num_threads(),
-        "model_revision": bench.loaded.revision,
-        "tasks": list(choice.tasks),
-        "limit": choice.limit,
-    }
     return Manifest(
         name=name,
         command=command,
@@ -169,10 +168,15 @@ def manifest(bench: Bench, *, name: str = "", command: str = "") -> Manifest:
         model=bench.loaded.name,
         questions=bench.questions.name,
         entries={
-            entry.label: _record(entry, bench.methods[entry.label])
-            for entry in bench.request.all_entries
+            entry.label: _record(entry, bench.methods[entry.label]) for entry in bench.entries
         },
-        settings=settings,
+        request=bench.request,
+        resolved=Resolved(
+            dtype=bench.loaded.dtype,
+            device=bench.loaded.device,
+            threads=torch.get_num_threads(),
+            model_revision=bench.loaded.revision,
+        ),
         environment=environment(),
         hashes={"questions": bench.questions.sha256, "model": bench.loaded.sha256},
     )
