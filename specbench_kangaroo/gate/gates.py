@@ -215,7 +215,7 @@ def speed_gates(matched: Matched, entry: str, tolerance: float) -> Iterator[Gate
         UsageError: there are too few questions for an interval.
     """
     before, after = (sums.set_index("question_id") for sums in matched.questions(entry))
-    questions = before.join(after, lsuffix="_before", rsuffix="_after", how="inner")
+    questions = before.add_suffix("_before").join(after.add_suffix("_after"), how="inner")
     if before.empty:
         return
     if len(before) < _LEAST_QUESTIONS:

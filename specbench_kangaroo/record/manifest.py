@@ -104,9 +104,12 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
         content = _with_request(content)
     manifest = msgspec.convert(content, Manifest)
     try:
+        place = "created"
+        _ = manifest.started
+        place = "environment"
         msgspec.convert(manifest.environment, _Environment)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"environment: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     return manifest
 
 
@@ -154,8 +157,8 @@ def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
     found = first_difference(stored, given)
     if found is not None:
         raise UsageError(
-            f"cannot resume {folder}: {found.field} is {found.stored!r} there and "
-            f"{found.given!r} now; give the same value, or another --output"
+            f"cannot resume {folder}: {found.field} is {one_line(repr(found.stored))} there and "
+            f"{one_line(repr(found.given))} now; give the same value, or another --output"
         )
 
 

@@ -474,8 +474,3 @@ def test_times_of_another_session_are_not_compared(baseline, changes, told):
 def test_runs_of_one_working_day_are_one_session(baseline):
     later = with_manifest(baseline, created="2026-11-01T11:59:00+00:00")
     assert not compare(baseline, later, timing=True).failed
-
-
-def test_a_manifest_with_a_malformed_time_is_named(baseline):
-    with pytest.raises(UsageError, match=r"'yesterday' in run.json is no time"):
-        check(baseline, with_manifest(baseline, created="yesterday"), timing=True)
