@@ -34,8 +34,7 @@ COMPLETE = "complete"  # the status of a run that has all its generations
 Name = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Few = Annotated[int, Meta(ge=0, le=2**16)]  # tokens of a step: tables are as wide as the largest
-# Of an entry, with what a sweep adds.  It is part of file names, and is written into Markdown, LaTeX
-# and CSV as it is.
+# Of an entry, with what a sweep adds: part of file names, and of Markdown, LaTeX and CSV as it is.
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\[[A-Za-z0-9_.+=,-]*\])?\Z")]
 Amount = Annotated[float, Meta(ge=0, le=1e15)]  # sums and squares of them are finite too
 
