@@ -8,10 +8,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from typer import Option
+from msgspec.structs import replace
+from typer import Context, Option
 
 from specbench_kangaroo.cli import completion
 from specbench_kangaroo.machine.devices import DTYPES
+from specbench_kangaroo.record.request import Request
+from specbench_kangaroo.run.config import choices_of
 from specbench_kangaroo.run.questions import SOURCES, TASKS
 
 Filled = TypeVar("Filled")
@@ -21,6 +24,34 @@ def by_name(kind: Callable[..., Filled], given: Mapping[str, Any], **more: Any) 
     """A record filled with the flags that its fields are named after, and with ``more``."""
     names = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in given.items() if name in names} | more)
+
+
+def given_flags(context: Context) -> dict[str, str]:
+    """The flags of a command that stand on its command line, by their parameters' names."""
+    return {
+        name: parameter.opts[0]
+        for parameter in context.command.params
+        if (name := parameter.name)
+        and (source := context.get_parameter_source(name))
+        and source.name == "COMMANDLINE"
+    }
+
+
+def overridden(base: Request, given: Mapping[str, Any]) -> Request:
+    """The request with the values of flags, by their parameters' names, in place of its own."""
+    asked = {_FIELDS.get(name, name): value for name, value in given.items()}
+    asked |= {"tasks": tuple(asked["tasks"])} if "tasks" in asked else {}
+    parts = {name: getattr(base, name) for name in ("target", "questions", "decoding")}
+    changed = {
+        name: replace(part, **{field: asked[field] for field in asked if hasattr(part, field)})
+        for name, part in parts.items()
+    }
+    methods, options, sweeps = (given.get(name) or () for name in ("method", "option", "sweep"))
+    entries = choices_of(methods, options, sweeps, base=base.entries)
+    return replace(base, **changed, entries=entries)
+
+
+_FIELDS = {"questions": "source", "task": "tasks"}  # of flags that have another name
 
 
 class Backend(StrEnum):
@@ -144,10 +175,45 @@ RayAddress = Annotated[
 BackendFlag = Annotated[Backend, Option(help="How the target's passes are launched.")]
 RunOutput = Annotated[
     Path | None,
-    Option(help="The run folder to make.", show_default="results/TIME-LABELS", metavar="DIR"),
+    Option(
+        help="The run folder to make.",
+        show_default="results/TIME-NAME, or TIME-LABELS",
+        metavar="DIR",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    Option(
+        help="A study: a TOML file with what the flags say; flags that are given replace its "
+        "values. See docs/study.md.",
+        metavar="FILE",
+    ),
+]
+From = Annotated[
+    Path | None,
+    Option(
+        "--from",
+        help="Make the run of this folder again, in a new one; flags that are given replace its "
+        "values.",
+        metavar="DIR",
+        autocompletion=completion.run_folders,
+    ),
 ]
 Resume = Annotated[
-    bool, Option("--resume", help="Continue the run in --output; give the same flags again.")
+    Path | None,
+    Option(
+        help="Make the answers that the run in this folder lacks; no other flag but --ray-address.",
+        metavar="DIR",
+        autocompletion=completion.run_folders,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    Option(
+        "--dry-run",
+        help="Check and load everything, show entries, prompts and an estimate of the time, and "
+        "write nothing.",
+    ),
 ]
 FileOutput = Annotated[
     Path | None, Option(help="A file to write.", show_default="standard output", metavar="FILE")

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
-from msgspec.structs import replace
 
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.conclusion import conclude
-from specbench_kangaroo.cli.output import say, still_bar
+from specbench_kangaroo.cli.output import deliver, say, still_bar
 from specbench_kangaroo.record.errors import ResumableError, UsageError
+from specbench_kangaroo.record.manifest import manifest_to_resume, read_manifest, resume_command
 from specbench_kangaroo.record.request import (
     DEFAULT_MODEL,
     DEFAULT_TEMPLATE,
     Decoding,
-    QuestionChoice,
     Request,
-    TargetChoice,
 )
 from specbench_kangaroo.record.schema import BASELINE
-from specbench_kangaroo.run.config import choices_of
+from specbench_kangaroo.run.config import read_study
 
 if TYPE_CHECKING:
-    from specbench_kangaroo.record.schema import Generation, Manifest
-    from specbench_kangaroo.run.runner import Runner
-    from specbench_kangaroo.run.setup import Plan
-    from specbench_kangaroo.run.signals import Interruption
+    from specbench_kangaroo.record.schema import Generation
 
 RESULTS = Path("results")
 INTERRUPTED = 130
 _MOST_LABELS = 6  # in the name of a run folder
 _DEFAULT = Decoding()
+_BESIDE_RESUME = ("resume", "ray_address")
 
 
 def run(  # noqa: PLR0913 (one parameter a flag)
     context: typer.Context,
     *,
+    config: flags.Config = None,
+    from_: flags.From = None,
     method: flags.Methods = None,
     option: flags.MethodOptions = None,
     sweep: flags.Sweeps = None,
@@ -65,7 +64,8 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     workers: flags.Workers = _DEFAULT.workers,
     ray_address: flags.RayAddress = None,
     output: flags.RunOutput = None,
-    resume: flags.Resume = False,
+    resume: flags.Resume = None,
+    dry_run: flags.DryRun = False,
 ) -> None:
     """Benchmark methods against vanilla decoding.
 
@@ -74,22 +74,34 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     sampled tokens with other frequencies, and does not say that it is lossy.
     """
     _refuse_batches(batch_size)
-    request = _request(context.params)
-    raise typer.Exit(
-        benchmark(request, str(context.obj), output, resume=resume, ray_address=ray_address)
-    )
+    if resume is not None:
+        _refuse_beside_resume(context)
+        raise typer.Exit(go_on(resume, ray_address=ray_address))
+    request = _request(context, config, from_)
+    if dry_run:
+        _show(request, output, ray_address)
+        return
+    folder = output or _new_folder(request)
+    raise typer.Exit(benchmark(request, str(context.obj), folder, ray_address=ray_address))
 
 
-def _request(given: Mapping[str, Any]) -> Request:
-    """The flags by name as a request."""
-    return Request(
-        target=flags.by_name(TargetChoice, given),
-        questions=QuestionChoice(
-            source=given["questions"], tasks=tuple(given["task"] or ()), limit=given["limit"]
-        ),
-        entries=choices_of(given["method"] or (), given["option"] or (), given["sweep"] or ()),
-        decoding=flags.by_name(Decoding, given),
-    )
+def _request(context: typer.Context, study: Path | None, folder: Path | None) -> Request:
+    """What the study's file or the folder's run asks for, but for the flags that were given.
+
+    A flag that was not given has the same default as the field that it fills.
+    """
+    if study is not None and folder is not None:
+        raise UsageError("--config and --from each bring a whole run; leave one of them out")
+    base = Request()
+    if study is not None:
+        base = read_study(study)
+    elif folder is not None:
+        base = read_manifest(folder).request
+    given = {name: context.params[name] for name in flags.given_flags(context)}
+    request = flags.overridden(base, given)
+    if study is not None and not request.entries:
+        say(f"warning: {study} names no entry, so that only {BASELINE} runs; add [[entries]]")
+    return request
 
 
 def _refuse_batches(size: int) -> None:
@@ -100,79 +112,88 @@ def _refuse_batches(size: int) -> None:
         )
 
 
+def _refuse_beside_resume(context: typer.Context) -> None:
+    given = flags.given_flags(context)
+    if others := [flag for name, flag in given.items() if name not in _BESIDE_RESUME]:
+        raise UsageError(
+            f"--resume goes on with a run as it was begun: leave out {', '.join(others)}, or start "
+            "a new run by --from"
+        )
+
+
+def go_on(folder: Path, *, ray_address: str | None = None) -> int:
+    """Make what the run in a folder lacks, and show it; returns the exit status.
+
+    Raises:
+        UsageError: there is no run, or it cannot have stayed the same.
+    """
+    stored = manifest_to_resume(folder)
+    directory = None if stored.directory is None else Path(stored.directory)
+    # Where that is gone, the files may have moved to where the user is now, with the run.
+    if directory and (not os.access(directory / ".", os.X_OK) or directory == Path.cwd()):
+        directory = None
+    return benchmark(
+        stored.request,
+        stored.command,
+        folder,
+        resume=True,
+        ray_address=ray_address,
+        directory=directory,
+    )
+
+
 def benchmark(
     request: Request,
     command: str,
-    output: Path | None,
+    folder: Path,
     *,
-    resume: bool,
+    resume: bool = False,
     ray_address: str | None = None,
+    directory: Path | None = None,
 ) -> int:
     """Run and show a benchmark; returns the exit status.
 
     Args:
         request: what is run.
         command: how it was asked for.
-        output: the run folder, None for a new one under ``results``.
-        resume: continue the run in ``output``.
+        folder: of the run.
+        resume: continue the run in ``folder``.
         ray_address: of the cluster whose workers answer; None for this process, or for workers on
             this machine if the request has several.
+        directory: where the request's relative paths start; None for the current one.
     """
-    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.run.perform import perform  # noqa: PLC0415
     from specbench_kangaroo.run.signals import interruptible  # noqa: PLC0415
 
-    if resume and output is None:
-        raise UsageError("--resume needs --output DIR, the folder of the run to continue")
-    folder = output or _new_folder(request)
-    go_on = _resuming(command, folder if output is None else None)
+    place = folder if directory is None else folder.absolute()
     try:
-        with interruptible() as interruption:
+        with interruptible() as interruption, chdir(directory) if directory else nullcontext():
             try:
-                with _runner(request, ray_address) as runner:
-                    _execute(runner, folder, command, resume=resume, interruption=interruption)
+                made = perform(
+                    request,
+                    place,
+                    command=command,
+                    resume=resume,
+                    ray_address=ray_address,
+                    say=say,
+                    progress=_bar,
+                    interruption=interruption,
+                )
             except KeyboardInterrupt:
-                _tell_how_to_go_on(folder, go_on, interruption.word)
+                _tell_how_to_go_on(place, resume_command(folder, ray_address), interruption.word)
                 return INTERRUPTED
-        return conclude(read_run(folder))
+        return conclude(replace(made, folder=folder))
     except ResumableError as error:  # not unusable input: what is there is whole, and can go on
-        say(f"{error.problem}, then go on with {go_on}")
+        say(f"{error.problem}, then go on with {resume_command(folder, ray_address)}")
         return INTERRUPTED
 
 
 @contextmanager
-def _runner(request: Request, ray_address: str | None) -> Iterator[Runner]:
-    if request.decoding.workers == 1 and ray_address is None:
-        from specbench_kangaroo.run.runner import Runner, execute  # noqa: PLC0415
-        from specbench_kangaroo.run.setup import load_bench, manifest, plan_of  # noqa: PLC0415
-
-        bench = load_bench(plan_of(request))
-        yield Runner(bench, manifest(bench), partial(execute, bench))
-    else:
-        from specbench_kangaroo.run.workers.session import opened  # noqa: PLC0415
-
-        with opened(request, ray_address, say=say) as workers:
-            yield workers
-
-
-def _execute(
-    runner: Runner, folder: Path, command: str, *, resume: bool, interruption: Interruption
-) -> None:
-    from specbench_kangaroo.record.writer import RunWriter  # noqa: PLC0415
-    from specbench_kangaroo.run.schedule import refuse_strangers  # noqa: PLC0415
-
-    record = replace(runner.manifest, name=folder.resolve().name, command=command)
-    writer = (RunWriter.resume if resume else RunWriter.create)(folder, record)
-    say(_announcement(record, runner.plan))
-    rounds = runner.plan.rounds
-    total = len(rounds) * len(record.entries)
-    with writer, still_bar(total, done=len(writer.finished)) as update:
-
-        def on_finished(made: Generation) -> None:
-            place = f"{made.task} {made.question_id}, {made.entry}"
-            update(advance=1, description=place)
-
-        refuse_strangers(rounds, writer)
-        runner.execute(writer, on_finished, interruption)
+def _bar(total: int, *, done: int) -> Iterator[Callable[[Generation], None]]:
+    with still_bar(total, done=done) as update:
+        yield lambda made: update(
+            advance=1, description=f"{made.task} {made.question_id}, {made.entry}"
+        )
 
 
 def _tell_how_to_go_on(folder: Path, go_on: str, what_happened: str) -> None:
@@ -186,34 +207,41 @@ def _tell_how_to_go_on(folder: Path, go_on: str, what_happened: str) -> None:
     say(f"{what_happened}: {count} generations are in {folder}; go on with\n  {go_on}")
 
 
+def _show(request: Request, output: Path | None, ray_address: str | None) -> None:
+    """What the request would do, and about how long it would take."""
+    from specbench_kangaroo.record.writer import refuse_taken  # noqa: PLC0415
+    from specbench_kangaroo.run.dry_run import described, rehearse  # noqa: PLC0415
+    from specbench_kangaroo.run.setup import load_bench, plan_of  # noqa: PLC0415
+
+    try:
+        plan = plan_of(request)
+        if output is not None:
+            refuse_taken(output)
+        found = None
+        if ray_address is None:
+            bench = load_bench(plan)
+            with still_bar(len(plan.entries)) as update:
+                found = rehearse(bench, lambda entry: update(advance=1, description=entry))
+        deliver(described(plan, found))
+    except KeyboardInterrupt:
+        say("interrupted: nothing was kept")
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def _new_folder(request: Request) -> Path:
     """Named by the time; a second run of that second, or after the clock was put back, by more."""
-    labels = list(dict.fromkeys([BASELINE, *(choice.name for choice in request.entries)]))
-    if (more := len(labels) - _MOST_LABELS) > 0:
-        labels[_MOST_LABELS:] = [f"{more}-more"]
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'+'.join(labels)}"
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{_title(request)}"
     folder, number = RESULTS / name, 2
     while folder.exists():
         folder, number = RESULTS / f"{name}-{number}", number + 1
     return folder
 
 
-def _announcement(record: Manifest, plan: Plan) -> str:
-    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
-
-    settings, workers = record.settings, record.settings["workers"]
-    threads = f" with {counted(settings['threads'], 'thread')}"
-    return (
-        f"{record.model}, {settings['dtype']} on {settings['device']}"
-        f"{threads if settings['device'] == 'cpu' else ''}"
-        f"{f', {workers} workers' if workers > 1 else ''}; "
-        f"{counted(len(plan.questions.questions), 'question')} of "
-        f"{record.questions}; {', '.join(record.entries)}"
-    )
-
-
-def _resuming(command: str, new_folder: Path | None) -> str:
-    """The command that goes on; ``new_folder`` is the run's where the command does not name one."""
-    more = [] if "--resume" in shlex.split(command) else ["--resume"]
-    more += [] if new_folder is None else ["--output", str(new_folder)]
-    return " ".join([command, *map(shlex.quote, more)])
+def _title(request: Request) -> str:
+    """The request's name, as far as it can be a folder's; without one the labels of the entries."""
+    if name := re.sub(r"[^\w.+-]+", "-", request.name).strip("-"):
+        return name
+    labels = list(dict.fromkeys([BASELINE, *(choice.name for choice in request.entries)]))
+    if (more := len(labels) - _MOST_LABELS) > 0:
+        labels[_MOST_LABELS:] = [f"{more}-more"]
+    return "+".join(labels)

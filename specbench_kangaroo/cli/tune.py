@@ -14,7 +14,7 @@ import typer
 
 from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.output import plain_text, say, write_file, writing
-from specbench_kangaroo.cli.run import INTERRUPTED, benchmark
+from specbench_kangaroo.cli.run import INTERRUPTED, benchmark, go_on
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 
@@ -148,11 +148,14 @@ def _verify(logged: Run, found: Tuning, request: Request) -> tuple[int, Estimate
 
     folder = _tuned_folder(logged.folder)
     (entry,) = request.entries
-    resume = _is_begun(folder, entry.label, found)
+    is_begun = _is_begun(folder, entry.label, found)
     _check_questions(logged, request)
     # Standard output is the tuning's, and a document in JSON; the run tells its story beside it.
     with redirect_stdout(sys.stderr):
-        status = benchmark(request, command_line(request, folder), folder, resume=resume)
+        if is_begun:
+            status = go_on(folder)
+        else:
+            status = benchmark(request, command_line(request, folder), folder)
     if status == INTERRUPTED:
         raise typer.Exit(status)
     tuned = read_run(folder)

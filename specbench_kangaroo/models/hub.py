@@ -13,7 +13,7 @@ from specbench_kangaroo.record.errors import UsageError
 # Only what loading reads.  Some repositories hold the same weights again under other names.
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _UNWANTED = ["*/*", "consolidated*"]
-_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 
 
 def hub_id(text: str) -> tuple[str, str | None] | None:

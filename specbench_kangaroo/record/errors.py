@@ -24,7 +24,7 @@ class ResumableError(UsageError):
     """
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}, then go on with --resume")
+        super().__init__(f"{problem}, then go on with specbench run --resume")
         self.problem = problem
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,28 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(f"{path}: not a manifest ({one_line(error)}); restore the file") from error
 
 
+def manifest_to_resume(folder: Path) -> Manifest:
+    """The manifest of a run that this version can go on with.
+
+    Raises:
+        UsageError: see :func:`read_manifest`, or an older version made it.
+    """
+    found = read_manifest(folder)
+    if found.schema_version < SCHEMA_VERSION:
+        again = shlex.join(["specbench", "run", "--from", str(folder), "--output", "NEW"])
+        raise UsageError(
+            f"cannot resume {folder}: an older version of specbench-kangaroo made it (schema "
+            f"{found.schema_version}, now {SCHEMA_VERSION}); repeat it with {again}"
+        )
+    return found
+
+
+def resume_command(folder: Path, ray_address: str | None = None) -> str:
+    """What goes on with the run in ``folder``, to be pasted."""
+    address = () if ray_address is None else ("--ray-address", ray_address)
+    return shlex.join(["specbench", "run", "--resume", str(folder), *address])
+
+
 def _manifest(content: Mapping[str, Any]) -> Manifest:
     if content["schema_version"] < 3:
         content = upgraded(content)
@@ -158,7 +181,8 @@ def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
     if found is not None:
         raise UsageError(
             f"cannot resume {folder}: {found.field} is {one_line(repr(found.stored))} there and "
-            f"{one_line(repr(found.given))} now; give the same value, or another --output"
+            f"{one_line(repr(found.given))} now; restore what has changed, or repeat the run with "
+            f"{shlex.join(['specbench', 'run', '--from', str(folder)])}"
         )
 
 

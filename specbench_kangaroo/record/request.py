@@ -25,7 +25,9 @@ DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_TEMPLATE = "tokenizer"  # how prompts are written: by the tokenizer's own template
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Value = bool | int | float | str
+# What no file system takes would end in an OSError wherever a path is looked at.
+Text = Annotated[str, Meta(pattern=r"^([^/\x00-\x1f\x7f]{0,255}(/|\Z))*\Z")]
+Value = bool | int | float | Text
 """Of an option; a method's own type decides what it means."""
 
 
@@ -36,19 +38,19 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class TargetChoice(Part, frozen=True):
     """Which target, how it is asked and how it computes; None leaves the choice to the device."""
 
-    model: str = DEFAULT_MODEL
-    revision: str | None = None
-    template: str = DEFAULT_TEMPLATE
-    dtype: str | None = None
-    device: str | None = None
-    backend: str = "eager"
+    model: Text = DEFAULT_MODEL
+    revision: Text | None = None
+    template: Text = DEFAULT_TEMPLATE
+    dtype: Text | None = None
+    device: Text | None = None
+    backend: Text = "eager"
 
 
 class QuestionChoice(Part, frozen=True):
     """Which questions: a set, some of its tasks (all if none is named), so many of each."""
 
-    source: str = "builtin"
-    tasks: tuple[str, ...] = ()
+    source: Text = "builtin"
+    tasks: tuple[Text, ...] = ()
     limit: Positive | None = None
 
 
@@ -67,10 +69,10 @@ class Decoding(Part, frozen=True):
 class EntryChoice(Part, frozen=True):
     """A method with options, under a label; with a sweep an entry for each combination."""
 
-    method: str
-    label: str = ""  # the method's name
-    options: Mapping[str, Value] = field(default_factory=dict)  # others have their defaults
-    sweep: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    method: Text
+    label: Text = ""  # the method's name
+    options: Mapping[Text, Value] = field(default_factory=dict)  # others have their defaults
+    sweep: Mapping[Text, tuple[Value, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ class EntryChoice(Part, frozen=True):
 class Request(Part, frozen=True):
     """A run as it was asked for, before anything of it was checked or loaded."""
 
-    name: str = ""
+    name: Annotated[Text, Meta(max_length=100)] = ""  # of its run folder, after the time
     target: TargetChoice = field(default_factory=TargetChoice)
     questions: QuestionChoice = field(default_factory=QuestionChoice)
     decoding: Decoding = field(default_factory=Decoding)

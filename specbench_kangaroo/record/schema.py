@@ -8,7 +8,7 @@ Schema history
         manifest has ``entries`` with the method of each; a step's ``rows`` is named ``nodes``.
     4 (2026-11): a line of generations.jsonl holds the steps of its generation, and the Parquet
         files are copies of that file; the manifest has the whole ``request`` and what became of it
-        in place of ``settings``.
+        in place of ``settings``, and ``directory`` where the request has relative paths.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ class Manifest(Record, frozen=True):
     resolved: Resolved
     environment: Mapping[str, Any]  # versions, CPU or GPU, threads, git commit
     hashes: Mapping[str, str]  # questions, model
+    directory: str | None = None  # where the request's relative paths start, if it has any
     baseline: Label = BASELINE
     schema_version: Count = SCHEMA_VERSION
 

@@ -34,14 +34,14 @@ from specbench_kangaroo.record.files import LineFile, replacing, storing
 from specbench_kangaroo.record.jsonl import as_line, drop_torn_line, one_line
 from specbench_kangaroo.record.manifest import (
     MANIFEST,
-    read_manifest,
+    manifest_to_resume,
     refuse_difference,
+    resume_command,
     write_manifest,
 )
 from specbench_kangaroo.record.reader import LOSSLESS, Run, read_answers, read_records, read_run
 from specbench_kangaroo.record.schema import (
     COMPLETE,
-    SCHEMA_VERSION,
     Generation,
     GenerationKey,
     Judgement,
@@ -79,8 +79,7 @@ class RunWriter:
         Raises:
             UsageError: something is there already.
         """
-        if folder.exists() and not _is_free(folder):
-            raise _taken(folder)
+        refuse_taken(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return cls(folder, manifest, new=True)
@@ -98,13 +97,7 @@ class RunWriter:
         Raises:
             UsageError: no run there, another or an older one, another writer, or a malformed line.
         """
-        stored = read_manifest(folder)
-        if stored.schema_version < SCHEMA_VERSION:
-            raise UsageError(
-                f"cannot resume {folder}: an older version of specbench-kangaroo made it (schema "
-                f"{stored.schema_version}, now {SCHEMA_VERSION}); give another --output to start a "
-                "new run"
-            )
+        stored = manifest_to_resume(folder)
         refuse_difference(folder, stored, manifest)
         return cls(folder, stored)
 
@@ -211,10 +204,16 @@ def _recording(key: GenerationKey) -> Iterator[None]:
         raise UsageError(f"{problem}; correct its method, or leave it out") from error
 
 
+def refuse_taken(folder: Path) -> None:
+    """Raises :class:`UsageError` if no new run can be made in ``folder``."""
+    if folder.exists() and not _is_free(folder):
+        raise _taken(folder)
+
+
 def _taken(folder: Path) -> UsageError:
-    return UsageError(
-        f"{folder} is not empty; use --resume to continue its run, or another --output"
-    )
+    go_on = f"go on with its run by {resume_command(folder)}, or "
+    holds_run = (folder / MANIFEST).exists()
+    return UsageError(f"{folder} is not empty; {go_on if holds_run else ''}give another --output")
 
 
 def _is_free(folder: Path) -> bool:

@@ -59,9 +59,28 @@ def request_of(content: Mapping[str, Any], *, source: str = "the study") -> Requ
     try:
         _refuse_unknown(content, msgspec.inspect.type_info(Request), "study")
         return msgspec.convert(content, Request)
-    except (UsageError, msgspec.ValidationError) as error:
-        reason = one_line(error).replace("`", "").replace(" - at $.", ", at ")
-        raise UsageError(f"{source}: {reason}") from error
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{source}: {_reason(error, content)}") from error
+
+
+def _reason(error: msgspec.ValidationError, content: Any) -> str:
+    """Which value is wrong, and what is allowed in its place."""
+    told, _, path = one_line(error).replace("`", "").partition(" - at $")
+    told, path = told.partition(", got ")[0], path.removeprefix(".")
+    if told.startswith("Object missing"):
+        return f"{path} lacks the key {told.rpartition(' ')[2]}; add it"
+    told = told.removeprefix("Expected ").removesuffix(" | null").replace("object", "a table")
+    told = told.replace("array", "a list ([...], or [[...]] of tables)")
+    told = re.sub(r"str matching .*", "text of one line, each part of a path up to 255 long", told)
+    path, below, _ = path.partition("[...]")
+    if below:  # under a key that msgspec does not tell
+        return f"a value in {path} must be {told}"
+    for step in re.findall(r"\w+", path):
+        content = content[int(step) if step.isdecimal() else step]
+    given = "a table" if isinstance(content, Mapping) else one_line(repr(content))
+    return f"{path} is {given}, and must be {told}"
 
 
 def _refuse_unknown(content: Any, of: msgspec.inspect.Type, where: str) -> None:

@@ -125,8 +125,9 @@ def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery
 
 def begin(arguments: Sequence[str], folder: Path) -> list[str]:
     """The command line that makes a run in ``folder``, or continues the one that is there."""
-    more = ["--resume"] if (folder / MANIFEST).exists() else []
-    return [*arguments, "--output", str(folder), *more]
+    if (folder / MANIFEST).exists():
+        return ["run", "--resume", str(folder)]
+    return [*arguments, "--output", str(folder)]
 
 
 class Killer:

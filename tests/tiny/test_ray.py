@@ -47,7 +47,7 @@ class Command:
 
     def __init__(self, arguments: list[str], folder: Path, gate: Gate) -> None:
         self.folder, self.gate, self.told = folder, gate, list[str]()
-        self.process = start([*arguments, "--workers", "2", "--output", str(folder)], gate)
+        self.process = start(arguments, gate)
         self.actors = gate.wait_for(self.process, 2)
         self.family = psutil.Process(self.process.pid).children(recursive=True)
 
@@ -86,7 +86,8 @@ def interrupted(
     arguments: list[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Stage:
     """Ctrl-C when each worker has made one question and has begun another."""
-    command = Command(arguments, folder, Gate(tmp_path_factory.mktemp("a") / "gate", after=1))
+    begun = [*arguments, "--workers", "2", "--output", str(folder)]
+    command = Command(begun, folder, Gate(tmp_path_factory.mktemp("a") / "gate", after=1))
     command.interrupt()
     command.hear(b"interrupted")
     command.gate.open()
@@ -94,13 +95,11 @@ def interrupted(
 
 
 @pytest.fixture(scope="module")
-def stopped(
-    interrupted: Stage, arguments: list[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Stage:
+def stopped(interrupted: Stage, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """Resumed, and Ctrl-C twice before either worker answers anything: the gate stays shut."""
     del interrupted
     gate = Gate(tmp_path_factory.mktemp("b") / "gate", after=0)
-    command = Command([*arguments, "--resume"], folder, gate)
+    command = Command(["run", "--resume", str(folder)], folder, gate)
     command.interrupt()
     command.hear(b"interrupted")
     command.interrupt()
@@ -108,13 +107,11 @@ def stopped(
 
 
 @pytest.fixture(scope="module")
-def killed(
-    stopped: Stage, arguments: list[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Stage:
+def killed(stopped: Stage, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """Resumed, and a worker killed while it answers; the run then goes to its end."""
     del stopped
     gate = Gate(tmp_path_factory.mktemp("c") / "gate", after=0)
-    command = Command([*arguments, "--resume"], folder, gate)
+    command = Command(["run", "--resume", str(folder)], folder, gate)
     psutil.Process(command.actors[0]).kill()
     gate.open()
     return command.end()

@@ -57,10 +57,10 @@ def end(process: subprocess.Popen[bytes]) -> str:
     return told.decode()
 
 
-def complete(arguments: list[str], folder: Path) -> None:
+def complete(folder: Path) -> None:
     """Resume, and look whether the whole run is there."""
     before = (folder / "generations.jsonl").read_bytes()
-    assert call(*arguments, "--resume") == 0
+    assert call("run", "--resume", folder) == 0
     after = (folder / "generations.jsonl").read_bytes()
     assert after.startswith(before), "what was finished must stay as it was"
     assert len(generations_of(folder)) == EACH * QUESTIONS
@@ -74,7 +74,6 @@ def complete(arguments: list[str], folder: Path) -> None:
 def test_one_signal_finishes_the_question(
     process: subprocess.Popen[bytes],
     gate: Gate,
-    arguments: list[str],
     tmp_path: Path,
     number: int,
     word: str,
@@ -86,17 +85,17 @@ def test_one_signal_finishes_the_question(
     gate.open()
     told, folder = end(process), tmp_path / "run"
     assert f"{word}: {EACH} generations are in {folder}; go on" in told
-    assert "--resume" in told
+    assert f"\n  specbench run --resume {folder}\n" in told
     found = generations_of(folder)
     assert found["question_id"].tolist() == [0] * EACH, "it was not finished, or another was begun"
     assert (folder / "lossless.jsonl").read_bytes().count(b"\n") == EACH // 2
     assert read_manifest(folder).status == "interrupted"
     assert not (folder / "steps.jsonl").exists(), "the steps of a run that rests are in Parquet"
-    complete(arguments, folder)
+    complete(folder)
 
 
 def test_a_second_ctrl_c_drops_the_answer_under_way_and_keeps_those_before(
-    process: subprocess.Popen[bytes], arguments: list[str], tmp_path: Path
+    process: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     process.send_signal(signal.SIGINT)
     first_line_after(process, "interrupted")
@@ -104,7 +103,7 @@ def test_a_second_ctrl_c_drops_the_answer_under_way_and_keeps_those_before(
     assert "go on with" in end(process)
     assert len(generations_of(tmp_path / "run")) == DONE
     assert read_manifest(tmp_path / "run").status == "interrupted"
-    complete(arguments, tmp_path / "run")
+    complete(tmp_path / "run")
 
 
 def test_sigterm_twice_is_sigterm_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.cli.run import _resuming
+from specbench_kangaroo.record.manifest import resume_command
 from tests.command import WITHOUT_HEAVY_IMPORTS, call, refused
 from tests.unit.runs import make_run
 
@@ -55,10 +55,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--methods", "kangaroo"], "No such option"),
         (["run", "--limit", "0"], "--limit"),
         (["run", "--temperature", "-1"], "--temperature"),
-        (["run", "--temperature", "1", "--top-p", "0"], r"top_p must lie in \(0, 1\]"),
+        (["run", "--temperature", "1", "--top-p", "0"], "top_p is 0.0, and must be float > 0"),
         (["run", "--backend", "graph"], "graph backend needs a CUDA device, not cpu"),
         (["run", "--batch-size", "4"], "--batch-size is 1, not 4"),
-        (["run", "--resume"], "--resume needs --output DIR"),
+        (["run", "--resume"], "--resume.* requires an argument"),
+        (["run", "--resume", "nowhere"], "nowhere holds no run"),
+        (["run", "--from", "nowhere", "--config", "study.toml"], "--config and --from each bring"),
+        (["run", "--config", "nowhere.toml"], "cannot read the study nowhere.toml: No such file"),
         (["run", "--method", "kangoroo"], "did you mean 'kangaroo'"),
         (["run", "--task", "maths"], "unknown task 'maths'; .*math_reasoning"),
         (["run", "--model", "smollm"], "unknown model 'smollm'; .*smollm2-135m"),
@@ -167,9 +170,5 @@ def test_a_report_that_cannot_be_written_is_one_line(
 
 def test_the_command_to_resume_with_can_be_pasted() -> None:
     folder = Path("my results") / "run"
-    assert _resuming("specbench run --limit 1", folder) == (
-        "specbench run --limit 1 --resume --output 'my results/run'"
-    )
-    assert _resuming("specbench run --output x", None) == "specbench run --output x --resume"
-    again = _resuming("specbench run --output=x --resume", None)
-    assert again == "specbench run --output=x --resume"
+    assert resume_command(folder) == "specbench run --resume 'my results/run'"
+    assert resume_command(Path("x"), "host:1") == "specbench run --resume x --ray-address host:1"

@@ -206,8 +206,11 @@ def test_a_line_without_its_fields_is_named(tmp_path):
 
 def test_create_refuses_a_folder_that_is_in_use(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"--resume .* another --output"):
+    with pytest.raises(UsageError, match=r"is not empty; give another --output"):
         RunWriter.create(tmp_path, make_manifest())
+    run = make_run(tmp_path / "my run")
+    with pytest.raises(UsageError, match=r"by specbench run --resume '.*my run', or give another"):
+        RunWriter.create(run, make_manifest())
     with pytest.raises(UsageError, match="not empty"):
         RunWriter.create(tmp_path / "note.txt", make_manifest())
     assert (tmp_path / "note.txt").read_text() == "mine"
@@ -329,7 +332,7 @@ def test_runs_of_every_schema_version_still_load():
 def test_a_run_of_an_older_schema_is_not_resumed(tmp_path, name):
     shutil.copytree(Path(__file__).parent / "golden" / name, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(UsageError, match=r"older version .* \(schema ., .*another --output"):
+    with pytest.raises(UsageError, match=r"older .* \(schema ., .*run --from .*run --output NEW"):
         RunWriter.resume(tmp_path / "run", read_run(tmp_path / "run").manifest)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 

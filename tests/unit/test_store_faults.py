@@ -96,7 +96,7 @@ def test_the_line_says_what_is_wrong_and_how_to_go_on(tmp_path):
     writer.close("interrupted")
     assert str(caught.value) == (
         f"cannot write {tmp_path / 'run'}: No space left on device; free some space, "
-        "then go on with --resume"
+        "then go on with specbench run --resume"
     )
 
 
