@@ -136,8 +136,6 @@ def write_copies(folder: Path, lines: Iterable[Any]) -> None:
 
 def read_copies(folder: Path) -> tuple[list[Generation], pa.Table] | None:
     """The generations and the steps of a run; None if its lines have no copy that is whole."""
-    if not all((folder / name).is_file() for name in (GENERATIONS, COPY, STEPS)):
-        return None  # a pipe would be waited for
     try:
         answers = pq.read_table(folder / COPY, page_checksum_verification=True)
         told = answers.schema.metadata or {}

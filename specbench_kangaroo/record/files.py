@@ -53,7 +53,6 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # it may be a link, or a pipe, whose opening waits
         yield temporary
         # Before the name is given: a power cut must not leave an empty file under it.
         with temporary.open("rb+") as file:
@@ -90,12 +89,10 @@ class LineFile:
             no locks (Windows, some network folders), another writer is noticed at the next line.
 
     Raises:
-        UsageError: somebody else has locked it, or it is a pipe, whose opening would wait.
+        UsageError: somebody else has locked it.
     """
 
     def __init__(self, path: Path, *, locked: bool = False) -> None:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is no file; move it away")
         self.path = path
         self.failed = False
         self._file = _opened(path)

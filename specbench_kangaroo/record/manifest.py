@@ -69,7 +69,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the run in ``folder``.
 
     Raises:
-        UsageError: there is no run, its manifest is malformed, or a newer version wrote it.
+        UsageError: there is no run, its manifest is malformed, a newer version wrote it, or the
+            folder has something in it that is no file, such as a pipe, whose reading would wait.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -78,6 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         with reading(path):
+            _refuse_pipes(folder)
             content = parsed(path.read_bytes())
         version = content.get("schema_version")
         if type(version) is int and version > SCHEMA_VERSION:
@@ -90,6 +92,12 @@ def read_manifest(folder: Path) -> Manifest:
         return _manifest(content)
     except ValueError as error:
         raise UsageError(f"{path}: not a manifest ({one_line(error)}); restore the file") from error
+
+
+def _refuse_pipes(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is neither a file nor a folder; move it away")
 
 
 def manifest_to_resume(folder: Path) -> Manifest:

@@ -377,3 +377,9 @@ def test_time_between_the_phases_is_named_where_it_is_the_reason(six):
         "kangaroo is slower than vanilla: a step costs 0.20 (draft) + 1.10 (verifying 5.0 nodes) + "
         "1.20 (all else) vanilla passes and yields 2.00 tokens."
     )
+
+
+def test_brackets_in_names_are_no_markup(tmp_path):
+    summary = stats.summarise(read_run(make_run(tmp_path / "run", tasks=("[/b]", "[red]qa"))))
+    text = printed(replace(summary, run="[/u]", model="[bold]m"), width=200, details=True)
+    assert all(name in text for name in ("[/b]", "[red]qa", "[bold]m"))
