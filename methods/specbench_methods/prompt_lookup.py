@@ -12,18 +12,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from specbench_kangaroo.engine.method import (
+from specbench_kangaroo import (
     Draft,
     Drafter,
+    ExitReason,
     MethodOptions,
     PlainMethod,
     Session,
+    Target,
+    TargetOutput,
+    TokenTree,
     Verified,
     option,
 )
-from specbench_kangaroo.engine.target import Target, TargetOutput
-from specbench_kangaroo.engine.tree import TokenTree
-from specbench_kangaroo.record.schema import ExitReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

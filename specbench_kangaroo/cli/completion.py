@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from specbench_kangaroo.bench.registry import built_in_files, method_names
 from specbench_kangaroo.models.catalogue import MODELS
 from specbench_kangaroo.models.templates import TEMPLATES
 from specbench_kangaroo.record.manifest import MANIFEST
 from specbench_kangaroo.record.schema import BASELINE
-from specbench_kangaroo.run.registry import built_in_files, method_names
 
 _FOLDERS_LOOKED_AT = 2000  # the user who presses Tab in a home folder does not wait for all of it
 _DEPTH = 3  # results/reference/NAME

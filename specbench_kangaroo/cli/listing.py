@@ -12,11 +12,11 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from specbench_kangaroo.bench.questions import CATEGORIES, SOURCES, TASKS, Question, load_questions
+from specbench_kangaroo.bench.registry import method_class, method_names
 from specbench_kangaroo.cli.output import deliver
 from specbench_kangaroo.models.catalogue import MODELS
 from specbench_kangaroo.models.heads import KnownHeads, NeedsHeads
-from specbench_kangaroo.run.questions import CATEGORIES, SOURCES, TASKS, Question, load_questions
-from specbench_kangaroo.run.registry import method_class, method_names
 
 if TYPE_CHECKING:
     from specbench_kangaroo.engine.method import MethodOptions

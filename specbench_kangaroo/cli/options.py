@@ -11,11 +11,11 @@ from typing import Annotated, Any, TypeVar
 from msgspec.structs import replace
 from typer import Context, Option
 
+from specbench_kangaroo.bench.config import choices_of
+from specbench_kangaroo.bench.questions import SOURCES, TASKS
 from specbench_kangaroo.cli import completion
 from specbench_kangaroo.machine.devices import DTYPES
 from specbench_kangaroo.record.request import Request
-from specbench_kangaroo.run.config import choices_of
-from specbench_kangaroo.run.questions import SOURCES, TASKS
 
 Filled = TypeVar("Filled")
 

@@ -15,6 +15,7 @@ from typer import Argument, Option
 from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.options import FileOutput
 from specbench_kangaroo.cli.output import deliver, json_text, say, writing
+from specbench_kangaroo.record.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,6 +50,14 @@ Published = Annotated[
         help="In the terminal and LaTeX, what papers and the leaderboard say of the methods.",
     ),
 ]
+Sessions = Annotated[
+    bool,
+    Option(
+        "--sessions",
+        help="Of three or more runs of one request: speedups that hold for other sessions too. "
+        "In the terminal, Markdown and JSON.",
+    ),
+]
 ExportedRun = Annotated[
     Path, Argument(metavar="RUN", help="A run folder.", autocompletion=run_folders)
 ]
@@ -64,6 +73,7 @@ def report(
     output: FileOutput = None,
     details: Details = False,
     published: Published = False,
+    sessions: Sessions = False,
 ) -> None:
     """Show the figures of runs: side by side if there are several, then one run after another.
 
@@ -72,7 +82,10 @@ def report(
     """
     # Before pyarrow is imported: its own pool keeps what it frees, 150 MB of a large run.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    deliver(_rendered(runs, format_, details=details, published=published), output)
+    if sessions:
+        deliver(_over_sessions(runs, format_), output)
+    else:
+        deliver(_rendered(runs, format_, details=details, published=published), output)
 
 
 def _rendered(
@@ -106,6 +119,29 @@ def _rendered(
     from specbench_kangaroo.report.tables import terminal  # noqa: PLC0415
 
     return terminal(*summaries, details=details, published=published)
+
+
+def _over_sessions(folders: Sequence[Path], format_: ReportFormat) -> RenderableType:
+    """One table, or document, of several sessions."""
+    from rich.console import Group  # noqa: PLC0415
+
+    from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
+    from specbench_kangaroo.report.documents import markdown_section  # noqa: PLC0415
+    from specbench_kangaroo.report.sections import over_sessions as drawn  # noqa: PLC0415
+    from specbench_kangaroo.report.tables import section_parts  # noqa: PLC0415
+    from specbench_kangaroo.stats.sessions import over_sessions, to_json  # noqa: PLC0415
+
+    formats = (ReportFormat.TERMINAL, ReportFormat.MARKDOWN, ReportFormat.JSON)
+    if format_ not in formats:
+        raise UsageError(
+            f"--sessions has no format {format_.value}; give --format {' or '.join(formats)}"
+        )
+    found = over_sessions(read_run(folder) for folder in folders)
+    if format_ is ReportFormat.JSON:
+        return json_text(to_json(found))
+    if format_ is ReportFormat.MARKDOWN:
+        return "\n\n".join(markdown_section(drawn(found))) + "\n"
+    return Group(*section_parts(drawn(found)))
 
 
 def export(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from specbench_kangaroo.bench.config import read_study
+from specbench_kangaroo.bench.study import new_folder
 from specbench_kangaroo.cli import options as flags
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.cli.output import deliver, say, still_bar
@@ -25,14 +25,11 @@ from specbench_kangaroo.record.request import (
     Request,
 )
 from specbench_kangaroo.record.schema import BASELINE
-from specbench_kangaroo.run.config import read_study
 
 if TYPE_CHECKING:
     from specbench_kangaroo.record.schema import Generation
 
-RESULTS = Path("results")
 INTERRUPTED = 130
-_MOST_LABELS = 6  # in the name of a run folder
 _DEFAULT = Decoding()
 _BESIDE_RESUME = ("resume", "ray_address")
 
@@ -81,7 +78,7 @@ def run(  # noqa: PLR0913 (one parameter a flag)
     if dry_run:
         _show(request, output, ray_address)
         return
-    folder = output or _new_folder(request)
+    folder = output or new_folder(request)
     raise typer.Exit(benchmark(request, str(context.obj), folder, ray_address=ray_address))
 
 
@@ -162,8 +159,8 @@ def benchmark(
             this machine if the request has several.
         directory: where the request's relative paths start; None for the current one.
     """
-    from specbench_kangaroo.run.perform import perform  # noqa: PLC0415
-    from specbench_kangaroo.run.signals import interruptible  # noqa: PLC0415
+    from specbench_kangaroo.bench.perform import perform  # noqa: PLC0415
+    from specbench_kangaroo.bench.signals import interruptible  # noqa: PLC0415
 
     place = folder if directory is None else folder.absolute()
     try:
@@ -209,9 +206,9 @@ def _tell_how_to_go_on(folder: Path, go_on: str, what_happened: str) -> None:
 
 def _show(request: Request, output: Path | None, ray_address: str | None) -> None:
     """What the request would do, and about how long it would take."""
+    from specbench_kangaroo.bench.dry_run import described, rehearse  # noqa: PLC0415
+    from specbench_kangaroo.bench.setup import load_bench, plan_of  # noqa: PLC0415
     from specbench_kangaroo.record.writer import refuse_taken  # noqa: PLC0415
-    from specbench_kangaroo.run.dry_run import described, rehearse  # noqa: PLC0415
-    from specbench_kangaroo.run.setup import load_bench, plan_of  # noqa: PLC0415
 
     try:
         plan = plan_of(request)
@@ -226,22 +223,3 @@ def _show(request: Request, output: Path | None, ray_address: str | None) -> Non
     except KeyboardInterrupt:
         say("interrupted: nothing was kept")
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _new_folder(request: Request) -> Path:
-    """Named by the time; a second run of that second, or after the clock was put back, by more."""
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{_title(request)}"
-    folder, number = RESULTS / name, 2
-    while folder.exists():
-        folder, number = RESULTS / f"{name}-{number}", number + 1
-    return folder
-
-
-def _title(request: Request) -> str:
-    """The request's name, as far as it can be a folder's; without one the labels of the entries."""
-    if name := re.sub(r"[^\w.+-]+", "-", request.name).strip("-"):
-        return name
-    labels = list(dict.fromkeys([BASELINE, *(choice.name for choice in request.entries)]))
-    if (more := len(labels) - _MOST_LABELS) > 0:
-        labels[_MOST_LABELS:] = [f"{more}-more"]
-    return "+".join(labels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +20,7 @@ from specbench_kangaroo.tuning.rerun import command_line, request_again
 if TYPE_CHECKING:
     from specbench_kangaroo.record.request import Request
     from specbench_kangaroo.record.writer import Run
-    from specbench_kangaroo.stats.bootstrap import Estimate
+    from specbench_kangaroo.stats.intervals import Estimate
     from specbench_kangaroo.tuning.tuning import Tuning
 
 FIGURE = "tune"
@@ -125,7 +124,7 @@ def _document(found: Tuning, request: Request, measured: Estimate | None) -> str
 
     document = to_json(found) | {"command": command_line(request)}
     if measured is not None:
-        document["measured"] = asdict(measured)
+        document["measured"] = measured.figures
     return json.dumps(document, indent=2) + "\n"
 
 
@@ -187,7 +186,7 @@ def _is_begun(folder: Path, label: str, found: Tuning) -> bool:
 
 
 def _check_questions(logged: Run, request: Request) -> None:
-    from specbench_kangaroo.run.questions import load_questions  # noqa: PLC0415
+    from specbench_kangaroo.bench.questions import load_questions  # noqa: PLC0415
 
     source = request.questions.source
     if load_questions(source).sha256 != logged.manifest.hashes.get("questions"):

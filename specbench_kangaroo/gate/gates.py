@@ -20,7 +20,7 @@ from specbench_kangaroo.gate.pairs import MISSING, Matched, restricted
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Lossless, Status
 from specbench_kangaroo.report.sheets import interval_text
-from specbench_kangaroo.stats.bootstrap import Estimate, Floats, Ratio, estimates
+from specbench_kangaroo.stats.intervals import Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.stats.metrics import METRICS, acceptance_at
 from specbench_kangaroo.stats.sampling_check import check_sampling
 from specbench_kangaroo.stats.totals import KEY

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from scipy.stats import quantile_test
 
-from specbench_kangaroo.stats.bootstrap import CONFIDENCE_LEVEL, Estimate
+from specbench_kangaroo.stats.intervals import CONFIDENCE_LEVEL, Estimate
 
 PROFILE_VERSION = 3
 
@@ -117,7 +117,7 @@ def to_json(profile: Profile) -> dict[str, Any]:
     document = {
         "schema_version": PROFILE_VERSION,
         **profile.about,
-        **{key: asdict(getattr(profile, key)) for key in limits},
+        **{key: getattr(profile, key).figures for key in limits},
         **_costs_json(first),
     }
     if others:
@@ -127,8 +127,8 @@ def to_json(profile: Profile) -> dict[str, Any]:
 
 def _costs_json(costs: PassCosts) -> dict[str, Any]:
     return {
-        "one_row_ms": asdict(costs.verify_ms[1]),
-        "one_row_over_floor": asdict(costs.one_row_over_floor),
-        "verify_ms": {str(rows): asdict(item) for rows, item in costs.verify_ms.items()},
-        "verify_ratio": {str(rows): asdict(item) for rows, item in costs.verify_ratio.items()},
+        "one_row_ms": costs.verify_ms[1].figures,
+        "one_row_over_floor": costs.one_row_over_floor.figures,
+        "verify_ms": {str(rows): item.figures for rows, item in costs.verify_ms.items()},
+        "verify_ratio": {str(rows): item.figures for rows, item in costs.verify_ratio.items()},
     }

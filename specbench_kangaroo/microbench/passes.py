@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from specbench_kangaroo.bench.pauses import without_captures
 from specbench_kangaroo.engine.cache import KVCache
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.decode import verify
 from specbench_kangaroo.engine.method import Draft
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree
-from specbench_kangaroo.run.pauses import without_captures
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _COMMITTED = 256  # tokens, if the target's context has room for them

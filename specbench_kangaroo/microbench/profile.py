@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 
+from specbench_kangaroo.bench.pauses import collected_by_hand
+from specbench_kangaroo.bench.schedule import rotated
+from specbench_kangaroo.bench.setup import capturer_of, check_backend
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.machine.devices import environment
@@ -26,9 +29,6 @@ from specbench_kangaroo.microbench.passes import Scene, open_scene, sweep
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.models.shapes import LATENCY_ONLY, random_model, shape_named
 from specbench_kangaroo.record.request import TargetChoice
-from specbench_kangaroo.run.pauses import collected_by_hand
-from specbench_kangaroo.run.schedule import rotated
-from specbench_kangaroo.run.setup import capturer_of, check_backend
 
 _SWEEPS_A_REPEAT = 5
 

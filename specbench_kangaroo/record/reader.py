@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,12 +65,13 @@ class Run:
     device: tuple[BlockEdge, ...] = ()  # its states at block edges, where they were measured
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: str | os.PathLike[str]) -> Run:
     """Reads a run, finished or not, without changing anything.
 
     Raises:
         UsageError: no run, a missing or malformed file, or a newer schema version.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     old = manifest.schema_version < LINES_HOLD_STEPS
     copies = None if old else read_copies(folder)

@@ -222,6 +222,7 @@ class Manifest(Record, frozen=True):
         found: dict[str, Any] = {}
         for part in (request.decoding, request.target, request.questions, self.resolved):
             found |= to_builtins(part)
+        found["tasks"] = [*request.questions.tasks]  # as JSON has it
         return {
             name: value
             for name, value in found.items()

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from specbench_kangaroo.report.sheets import (
     ABSENT,
+    LEAST_MARKED,
+    SPEEDUP,
     Cell,
     Column,
+    Mark,
     Measure,
     Note,
     Section,
@@ -15,12 +18,17 @@ from specbench_kangaroo.report.sheets import (
     differing_options,
     interval_cell,
     name_cell,
+    speedup_marks,
     value_text,
 )
 from specbench_kangaroo.report.verdicts import problem, verdict_cell
-from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
-from specbench_kangaroo.stats.summary import Summary
+from specbench_kangaroo.stats.intervals import INTERVAL_NAME, Estimate
+from specbench_kangaroo.stats.summary import OVERALL, Summary
 
+INTERVAL_CAPTION = f"in brackets: {INTERVAL_NAME}"
+MARK_CAPTION = (
+    f"marked faster or slower: from {LEAST_MARKED} questions, Holm-corrected over a table's cells"
+)
 # Names are folded at underscores to these widths: six entries then fit side by side in 80 columns.
 _NAME_WIDTH = 15
 _HEADING_WIDTH = 9
@@ -52,7 +60,8 @@ def captions(summary: Summary) -> tuple[str, ...]:
     """What the columns of both sheets mean."""
     base = summary.baseline
     lines = (
-        f"intervals: {INTERVAL_NAME}; mean accepted: with bonus token",
+        f"{INTERVAL_CAPTION}; mean accepted: with bonus token",
+        MARK_CAPTION,
         f"draft cost, verify cost: of a step, in {base} passes; nodes: tokens scored in it",
         "mean accepted / (draft cost + verify cost): about the speedup after the prefill",
     )
@@ -66,17 +75,19 @@ def overview(summary: Summary) -> Section:
     names = others(summary)
     faster = sum(_is_faster(summary, name) for name in names)
     (options,) = differing_options([summary])
+    tasks = {name: summary.entries[name].tasks for name in names}
+    marks = speedup_marks({name: of[OVERALL] for name, of in tasks.items() if OVERALL in of})
     columns = (
         Column(Cell("entry"), left=True),
         *(measure.column for measure in _MEASURES),
         Column(Cell("verdict"), left=True),
     )
     told = [
-        *(reason(summary, name) for name in names),
+        *(reason(summary, name, marks.get(name)) for name in names),
         *(problem(summary.label(n), summary.entries[n], summary.baseline) for n in names),
     ]
     rows = (
-        _row(summary, name, options.get(name, ()))
+        _row(summary, name, options.get(name, ()), marks.get(name, Mark.NONE))
         for name in (*names[:faster], summary.baseline, *names[faster:])
     )
     return Section(
@@ -92,10 +103,20 @@ def by_task(summary: Summary) -> Section:
     names = others(summary)
     columns = [Column(Cell("task"), left=True)]
     columns += [Column(name_cell(summary.label(name), _HEADING_WIDTH)) for name in names]
+    marks = speedup_marks(
+        {(name, task): part for name in names for task, part in summary.entries[name].tasks.items()}
+    )
     rows = tuple(
         (
             Cell(f"{task} (n = {part.n})", (task, f"n = {part.n}")),
-            *(interval_cell(summary.estimates(name, task), "speedup") for name in names),
+            *(
+                interval_cell(
+                    summary.estimates(name, task),
+                    SPEEDUP,
+                    mark=marks.get((name, task), Mark.NONE),
+                )
+                for name in names
+            ),
         )
         for task, part in summary.entries[summary.baseline].tasks.items()
     )
@@ -105,14 +126,16 @@ def by_task(summary: Summary) -> Section:
     )
 
 
-def reason(summary: Summary, entry: str) -> Note | None:
-    """Why an entry is not faster than the baseline; None if it is, or was not measured."""
+def reason(summary: Summary, entry: str, mark: Mark | None) -> Note | None:
+    """Why an entry is not faster than the baseline; None if it is, or was not measured.
+
+    It is called slower where its overall speedup has that ``mark``.
+    """
     estimates = summary.overall(entry)
-    speedup = estimates.get("speedup")
+    speedup = estimates.get(SPEEDUP)
     if speedup is None or speedup.value >= 1:
         return None
-    slower = speedup.high is not None and speedup.high < 1
-    claim = f"{summary.label(entry)} is {'slower' if slower else 'not faster'} than"
+    claim = f"{summary.label(entry)} is {'slower' if mark is Mark.SLOWER else 'not faster'} than"
     return Note(f"{claim} {summary.baseline}: {_because(estimates, summary)}.")
 
 
@@ -138,14 +161,17 @@ def _because(estimates: Mapping[str, Estimate], summary: Summary) -> str:
     return f"a step costs {costs} {summary.baseline} passes and yields {tokens:.2f} tokens"
 
 
-def _row(summary: Summary, name: str, options: Sequence[str]) -> tuple[Cell, ...]:
+def _row(summary: Summary, name: str, options: Sequence[str], mark: Mark) -> tuple[Cell, ...]:
     own, base = summary.overall(name), summary.overall(summary.baseline)
     is_baseline = name == summary.baseline
     if is_baseline:
         own = {**own, **_OF_BASELINE}
     return (
         name_cell(summary.label(name), _NAME_WIDTH, options),
-        *(_verify_cell(own) if item is _VERIFY else item.cell(own, base) for item in _MEASURES),
+        *(
+            _verify_cell(own) if item is _VERIFY else item.cell(own, base, mark)
+            for item in _MEASURES
+        ),
         Cell("baseline") if is_baseline else verdict_cell(summary.entries[name]),
     )
 

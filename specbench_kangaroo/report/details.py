@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from specbench_kangaroo.report.comparison import reason
-from specbench_kangaroo.report.sheets import Cell, Column, Measure, Note, Section, Sheet, counted
+from specbench_kangaroo.report.sheets import (
+    Cell,
+    Column,
+    Mark,
+    Measure,
+    Note,
+    Section,
+    Sheet,
+    counted,
+    speedup_marks,
+)
 from specbench_kangaroo.report.verdicts import verdict
-from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME
 from specbench_kangaroo.stats.device_health import STEADY, DeviceHealth
 from specbench_kangaroo.stats.summary import OVERALL, Summary
 
-INTERVAL_CAPTION = f"in brackets: {INTERVAL_NAME}"
 BASE_CAPTION = "base: tok/s of the baseline"
 IDEAL_CAPTION = "ideal: the speedup if verifying a draft cost one token; of ideal: realised"
 _ENERGY_CAPTION = (
@@ -52,7 +60,8 @@ def section(summary: Summary, entry: str, *, with_reason: bool) -> Section:
     if entry == summary.baseline:
         measures = (*_OF_BASELINE, *_ENERGY[: _measures_energy(summary, entry)])
     notes = [verdict(summary.entries[entry], summary.baseline)]
-    why = reason(summary, entry) if with_reason else None
+    marks = speedup_marks(summary.entries[entry].tasks)
+    why = reason(summary, entry, marks.get(OVERALL)) if with_reason else None
     against = "" if entry == summary.baseline else f" against {summary.baseline}"
     return Section(
         title=f"{summary.label(entry)}{against}, {summary.model}, {summary.questions}",
@@ -97,11 +106,19 @@ def _sheet(
     summary: Summary, entry: str, measures: Sequence[Measure], *, stacked: bool = False
 ) -> Sheet:
     """A row per task; a stacked sheet, which comes second, does not repeat how many questions."""
+    marks = speedup_marks(summary.entries[entry].tasks)
     fixed = [Column(Cell("task"), left=True), Column(Cell("n"))][: 1 if stacked else 2]
     rows = (
         (
             *[Cell(task), Cell(str(part.n))][: len(fixed)],
-            *(m.cell(part.estimates, summary.estimates(summary.baseline, task)) for m in measures),
+            *(
+                measure.cell(
+                    part.estimates,
+                    summary.estimates(summary.baseline, task),
+                    marks.get(task, Mark.NONE),
+                )
+                for measure in measures
+            ),
         )
         for task, part in summary.entries[entry].tasks.items()
     )

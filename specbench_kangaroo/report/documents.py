@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,17 +16,19 @@ from specbench_kangaroo.report.sheets import (
     Report,
     Section,
     Sheet,
-    differing_options,
 )
 from specbench_kangaroo.stats.summary import OVERALL, Summary, to_json
 
+_OF_RUN = ("run", "status", "model", "device", "questions", "baseline")
+_SETTINGS = ("dtype", "max_new_tokens", "temperature", "seed")  # those that one groups by
 CSV_COLUMNS = (
-    *("run", "status", "model", "questions", "baseline"),  # of the run, in every row
+    *_OF_RUN,  # in every row, as are its settings
+    *_SETTINGS,
     # Of a figure; one that is of all entries, tasks or positions leaves theirs empty.
     *("entry", "method", "options", "lossy", "task", "n", "position"),
     *("metric", "value", "low", "high"),
+    *("settings", "environment"),  # all of them, as JSON: last, as they are long
 )
-_OF_RUN = CSV_COLUMNS[:5]
 
 _LATEX_HEAD = r"% In the preamble: \usepackage{booktabs}"
 # Type of a table and of its intervals, by how many columns it has: wide ones fit a page of article.
@@ -64,7 +67,7 @@ def markdown(*summaries: Summary) -> str:
     """Runs with all their tables and what others published, as GitHub draws it."""
     document = document_of(summaries, with_details=True, with_published=True)
     blocks = document.drawn(
-        section=_markdown_section,
+        section=markdown_section,
         heading=lambda run: [f"## {run}"],
         ending=_ending,
     )
@@ -88,13 +91,14 @@ def latex(*summaries: Summary, published: bool = False) -> str:
 def csv_text(*summaries: Summary) -> str:
     """Runs one after another under one heading: a row per figure, for a spreadsheet or data frame.
 
-    It holds what the JSON document holds, and takes its metrics' names from there.
+    It holds what the JSON document holds, and takes its metrics' names from there.  ``options``,
+    ``settings`` and ``environment`` are JSON texts.
     """
     file = io.StringIO()
     writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    for summary, options in zip(summaries, differing_options(summaries), strict=True):
-        writer.writerows(_rows(to_json(summary), options))
+    for summary in summaries:
+        writer.writerows(_rows(to_json(summary)))
     return file.getvalue()
 
 
@@ -108,7 +112,8 @@ def _ending(report: Report) -> tuple[str, ...]:
     return ("; ".join(report.captions) + ".", *(note.text for note in report.closing))
 
 
-def _markdown_section(section: Section) -> Iterator[str]:
+def markdown_section(section: Section) -> Iterator[str]:
+    """A section's title, table and notes, block by block."""
     yield f"### {section.title}"
     yield "\n".join(markdown_lines(section.sheet))
     yield from (bold(note.text, note.mark) for note in section.notes)
@@ -209,16 +214,16 @@ def _textbf(text: str, mark: Mark) -> str:
     return rf"\textbf{{{text}}}" if mark is Mark.ALARM else text
 
 
-def _rows(
-    document: Mapping[str, Any], options: Mapping[str, Sequence[str]]
-) -> Iterator[dict[str, Any]]:
-    run = {name: document[name] for name in _OF_RUN}
+def _rows(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    run = {name: document.get(name) for name in _OF_RUN}
+    run |= {name: document["settings"].get(name) for name in _SETTINGS}
+    run |= {name: json.dumps(document[name]) for name in ("settings", "environment")}
     if "peak_rss_mb" in document:
         yield run | {"metric": "peak_rss_mb", "value": document["peak_rss_mb"]}
     for name, entry in document["entries"].items():
         labels = run | {"entry": name, "method": entry["method"]}
-        labels |= {"options": ", ".join(options[name])}
-        labels["lossy"] = "true" if entry["lossy"] else "false"
+        labels |= {"options": json.dumps(entry["options"])}
+        labels |= {"lossy": "true" if entry["lossy"] else "false"}
         yield from (labels | row for row in _of_entry(entry))
 
 

@@ -23,8 +23,8 @@ from specbench_kangaroo.stats.summary import Summary, summarise
 
 # Beside its colour a mark has a sign, a word for those who hear the page, and an explanation.
 _SIGNS = {
-    Mark.FASTER: ("▲", "faster", "the whole interval is above 1"),
-    Mark.SLOWER: ("▼", "slower", "the whole interval is below 1"),
+    Mark.FASTER: ("▲", "faster", "surely above 1, among all cells of its table"),
+    Mark.SLOWER: ("▼", "slower", "surely below 1, among all cells of its table"),
     Mark.LOSSLESS: ("✓", "lossless", "every answer is the baseline's, but for near ties"),
     Mark.LOSSY: ("≈", "lossy", "answers may differ from the baseline's by choice"),
     Mark.ALARM: ("✗", "alarm", "claims to be lossless, and is not"),

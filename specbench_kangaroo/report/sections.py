@@ -9,9 +9,11 @@ from specbench_kangaroo.record.schema import COMPLETE
 from specbench_kangaroo.report import comparison, details, published
 from specbench_kangaroo.report.sheets import (
     ABSENT,
+    SPEEDUP,
     Cell,
     Column,
     Document,
+    Mark,
     Note,
     Report,
     Section,
@@ -20,8 +22,11 @@ from specbench_kangaroo.report.sheets import (
     folded,
     interval_cell,
     name_cell,
+    speedup_marks,
 )
-from specbench_kangaroo.stats.summary import Summary
+from specbench_kangaroo.stats.intervals import INTERVAL_NAME
+from specbench_kangaroo.stats.sessions import SESSIONS_NAME, Sessions
+from specbench_kangaroo.stats.summary import OVERALL, Summary
 
 _FACTS = ("model", "questions", "dtype", "device")
 _HEADING_WIDTH = 9
@@ -77,12 +82,12 @@ def _alone(
 ) -> tuple[list[Section], list[str]]:
     if not entries:
         section = details.section(summary, summary.baseline, with_reason=True)
-        return [section], [details.INTERVAL_CAPTION]
+        return [section], [comparison.INTERVAL_CAPTION]
     sections = [details.section(summary, entries[0], with_reason=True)]
     if with_details:
         sections.append(details.latency(summary, entries[0]))
-    brackets = f"{details.INTERVAL_CAPTION}; {details.BASE_CAPTION}"
-    return sections, [brackets, details.IDEAL_CAPTION]
+    brackets = f"{comparison.INTERVAL_CAPTION}; {details.BASE_CAPTION}"
+    return sections, [brackets, comparison.MARK_CAPTION, details.IDEAL_CAPTION]
 
 
 def _details(summary: Summary, entries: Sequence[str]) -> dict[str, tuple[Section, ...]]:
@@ -131,15 +136,26 @@ def _side_by_side(summaries: Sequence[Summary]) -> Section:
     columns = dict.fromkeys(column for entries in found for column in entries)
     left = (Column(Cell(name), left=True) for name in ("run", *_FACTS))
     right = (Column(name_cell(label, _HEADING_WIDTH, of)) for label, of in columns)
+    parts = {
+        (run, of): summary.entries[label].tasks[OVERALL]
+        for run, (summary, entries) in enumerate(zip(summaries, found, strict=True))
+        for of, label in entries.items()
+        if summary.entries[label].tasks
+    }
+    marks = speedup_marks(parts)
     rows = (
         (
             *_facts(summary),
             *(
-                interval_cell(summary.overall(entries[of]) if of in entries else {}, "speedup")
+                interval_cell(
+                    parts[run, of].estimates if (run, of) in parts else {},
+                    SPEEDUP,
+                    mark=marks.get((run, of), Mark.NONE),
+                )
                 for of in columns
             ),
         )
-        for summary, entries in zip(summaries, found, strict=True)
+        for run, summary in enumerate(summaries)
     )
     baselines = " or ".join(dict.fromkeys(summary.baseline for summary in summaries))
     return Section(
@@ -151,3 +167,31 @@ def _side_by_side(summaries: Sequence[Summary]) -> Section:
 def _facts(summary: Summary) -> tuple[Cell, ...]:
     facts = (getattr(summary, name) or ABSENT for name in _FACTS)
     return name_cell(summary.run, _FACT_WIDTH), *(folded(str(f), _FACT_WIDTH) for f in facts)
+
+
+def over_sessions(found: Sessions) -> Section:
+    """A row per entry: its speedup in any session, and in each of these."""
+    columns = (
+        Column(Cell("entry"), left=True),
+        Column(Cell("n")),
+        Column(Cell("all sessions", ("all", "sessions"))),
+        *(Column(name_cell(name, _HEADING_WIDTH)) for name in found.runs),
+    )
+    ranked = sorted(found.entries.items(), key=lambda item: -item[1].overall.value)
+    rows = (
+        (
+            name_cell(label, _FACT_WIDTH),
+            Cell(str(of.n)),
+            *(interval_cell({SPEEDUP: one}, SPEEDUP) for one in (of.overall, *of.each)),
+        )
+        for label, of in ranked
+    )
+    return Section(
+        title=f"{len(found.runs)} sessions: overall speedup over {found.baseline}, "
+        f"{found.model}, {found.questions}",
+        sheet=Sheet(columns, tuple(rows), stacked=True),
+        notes=(
+            Note(f"all sessions: geometric mean, in brackets {SESSIONS_NAME}"),
+            Note(f"each session: in brackets {INTERVAL_NAME}, which holds for that session alone"),
+        ),
+    )

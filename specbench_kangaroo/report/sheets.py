@@ -6,19 +6,23 @@ Every format draws the same :class:`Report`, so that none says more or less than
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # scipy takes 0.3 s to import, which a run would wait for before it starts
-    from specbench_kangaroo.stats.bootstrap import Estimate
-    from specbench_kangaroo.stats.summary import Summary
+    from specbench_kangaroo.stats.intervals import Estimate
+    from specbench_kangaroo.stats.summary import Summary, TaskSummary
 
 Block = TypeVar("Block")
+Key = TypeVar("Key", bound=Hashable)
 
 ABSENT = "–"
+SPEEDUP = "speedup"
+LEAST_MARKED = 6  # questions; fewer show too little for a reader's eye to be drawn to them
+_ALARM_LEVEL = 0.05
 _BREAKS = re.compile(r"(?<=[_ ])|(?<=\w\[)")
 
 
@@ -164,12 +168,18 @@ class Measure:
         """Its heading."""
         return Column(Cell(self.heading.replace("\n", " "), tuple(self.heading.split("\n"))))
 
-    def cell(self, own: Mapping[str, Estimate], baseline: Mapping[str, Estimate]) -> Cell:
-        """Its cell in the row of these estimates, on the same questions."""
+    def cell(
+        self,
+        own: Mapping[str, Estimate],
+        baseline: Mapping[str, Estimate],
+        speedup: Mark = Mark.NONE,
+    ) -> Cell:
+        """Its cell in a row of estimates on the same questions; ``speedup`` is that one's mark."""
         estimates = baseline if self.of_baseline else own
         if not self.interval:
             return Cell(value_text(estimates, self.metric, self.form))
-        return interval_cell(estimates, self.metric, self.form)
+        mark = speedup if self.metric == SPEEDUP else Mark.NONE
+        return interval_cell(estimates, self.metric, self.form, mark=mark)
 
 
 def value_text(estimates: Mapping[str, Estimate], name: str, form: str | None = ".2f") -> str:
@@ -187,19 +197,42 @@ def interval_text(estimate: Estimate, form: str = ".2f") -> str:
     return f"{value} ({interval})" if interval else value
 
 
-def interval_cell(estimates: Mapping[str, Estimate], name: str, form: str | None = ".2f") -> Cell:
-    """An estimate with its interval: ``1.27 (1.20–1.35)``, or the two under one another.
-
-    Only a speedup whose interval lies wholly on one side of 1 is marked as faster or slower.
-    """
+def interval_cell(
+    estimates: Mapping[str, Estimate],
+    name: str,
+    form: str | None = ".2f",
+    *,
+    mark: Mark = Mark.NONE,
+) -> Cell:
+    """An estimate with its interval: ``1.27 (1.20–1.35)``, or the two under one another."""
     estimate = estimates.get(name)
     if estimate is None:
         return Cell(ABSENT)
     form = form or _form(estimate.value)
     interval = _bounds(estimate, form)
     lines = (format(estimate.value, form), interval) if interval else ()
-    mark = _mark(estimate) if name == "speedup" else Mark.NONE
     return Cell(interval_text(estimate, form), lines, mark)
+
+
+def speedup_marks(cells: Mapping[Key, TaskSummary]) -> dict[Key, Mark]:
+    """Faster or slower, for the cells of one table that are so for sure, all of them together.
+
+    Twenty cells of which each is wrong once in twenty times would have a wrong one on average, so
+    their p-values are corrected for how many can be marked.
+    """
+    from specbench_kangaroo.stats.intervals import holm  # noqa: PLC0415 (imports scipy)
+
+    found = {
+        key: part.estimates[SPEEDUP]
+        for key, part in cells.items()
+        if part.n >= LEAST_MARKED and SPEEDUP in part.estimates
+    }
+    sure = holm({key: item.p for key, item in found.items() if item.p is not None})
+    return {
+        key: Mark.FASTER if found[key].value > 1 else Mark.SLOWER
+        for key, p in sure.items()
+        if p < _ALARM_LEVEL
+    }
 
 
 def _form(value: float) -> str:
@@ -210,12 +243,6 @@ def _bounds(estimate: Estimate, form: str) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{estimate.low:{form}}–{estimate.high:{form}}"
-
-
-def _mark(speedup: Estimate) -> Mark:
-    if speedup.low is not None and speedup.low > 1:
-        return Mark.FASTER
-    return Mark.SLOWER if speedup.high is not None and speedup.high < 1 else Mark.NONE
 
 
 def name_cell(label: str, width: int, options: Sequence[str] = ()) -> Cell:

@@ -46,8 +46,8 @@ def answer_files(run: Run) -> dict[str, AnswerFile]:
     """
     steps = run.steps.sort_values([*KEY, "step"])
     lengths = (steps["accepted"] + 1).groupby([steps[name] for name in KEY]).agg(list)  # with bonus
-    lengths = lengths.rename("accept_lengths").reset_index()  # pandas joins no empty index
-    answers = run.generations.merge(lengths, on=KEY, how="left")
+    by_key = lengths.rename("accept_lengths").reset_index()  # pandas joins no empty index
+    answers = run.generations.merge(by_key, on=KEY, how="left")
     return {
         name: _answer_file(run.manifest, name, answers[answers["entry"] == name])
         for name in run.manifest.labels

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specbench_kangaroo.stats.bootstrap import Floats, Ratio
+from specbench_kangaroo.stats.intervals import Floats, Ratio
 
 
 class Has(Flag):
@@ -55,7 +55,7 @@ METRICS: dict[str, Metric] = {
     "mean_accepted_tokens_per_request": Metric(
         Ratio(("accepted_per_step",), ("generations_with_steps",), constant=1.0), Has.DRAFTS
     ),
-    "acceptance_rate": Metric(Ratio(("accepted",), ("drafted",)), Has.DRAFTS),
+    "acceptance_rate": Metric(Ratio(("accepted",), ("drafted",), share=True), Has.DRAFTS),
     # What a step costs, in passes of the baseline on the same questions, and what it yields:
     # speedup_decode is tokens_per_step / (draft_cost + verify_cost), but for the harness's share.
     "draft_cost": Metric(
@@ -73,10 +73,10 @@ METRICS: dict[str, Metric] = {
     "ttft_ms": Metric(Ratio(("ttft_ms",), ("generations",)), Has.ANSWERS),
     "tpot_ms": Metric(Ratio(("decode_ms",), ("decode_tokens",)), Has.ANSWERS),
     "harness_share": Metric(
-        Ratio(("phases_ms",), ("total_ms",), scale=-1.0, constant=1.0), Has.STEPS
+        Ratio(("phases_ms",), ("total_ms",), scale=-1.0, constant=1.0, share=True), Has.STEPS
     ),
-    "draft_share": Metric(Ratio(("draft_ms",), ("total_ms",)), Has.DRAFTS),
-    "verify_share_of_time": Metric(Ratio(("verify_ms",), ("total_ms",)), Has.STEPS),
+    "draft_share": Metric(Ratio(("draft_ms",), ("total_ms",), share=True), Has.DRAFTS),
+    "verify_share_of_time": Metric(Ratio(("verify_ms",), ("total_ms",), share=True), Has.STEPS),
     # Of the whole device, prefill included; absent where no answer's energy was measured.
     "joules_per_token": Metric(Ratio(("energy_j",), ("energy_tokens",)), Has.ANSWERS),
 }
@@ -92,7 +92,10 @@ def acceptance_at(columns: Mapping[str, Floats]) -> list[tuple[Ratio, Ratio]]:
     while np.sum(columns.get(f"drafted_{depth + 1}", 0.0)) > 0:
         depth += 1
     return [
-        (Ratio((f"accepted_{i}",), ("steps",)), Ratio((f"accepted_{i}",), (f"drafted_{i}",)))
+        (
+            Ratio((f"accepted_{i}",), ("steps",), share=True),
+            Ratio((f"accepted_{i}",), (f"drafted_{i}",), share=True),
+        )
         for i in range(1, depth + 1)
     ]
 

@@ -15,13 +15,14 @@ import pandas as pd
 
 from specbench_kangaroo.record.schema import EntryRecord, Lossless, Manifest, Status
 from specbench_kangaroo.record.writer import Run
-from specbench_kangaroo.stats.bootstrap import Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.stats.device_health import DeviceHealth, health
+from specbench_kangaroo.stats.intervals import Estimate, Floats, Ratio, estimates
 from specbench_kangaroo.stats.metrics import Has, acceptance_at, applicable
 from specbench_kangaroo.stats.sampling_check import SamplingCheck, check_sampling
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation, per_question
 
-SUMMARY_VERSION = 2  # 1 had methods instead of entries
+# 1 had methods instead of entries; 2 had no settings, environment and device.
+SUMMARY_VERSION = 3
 OVERALL = "overall"
 TASK_ORDER = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 
@@ -76,6 +77,8 @@ class Summary:
     questions: str
     dtype: str | None
     device: str | None  # by its own name, as far as the machine tells
+    settings: Mapping[str, Any]  # what held for every entry: Manifest.settings
+    environment: Mapping[str, Any]  # of the machine that made it: Manifest.environment
     entries: Mapping[str, EntrySummary]
     # Of the whole process, which all entries share: no entry's own.
     peak_rss_mb: float | None
@@ -107,6 +110,8 @@ def summarise(run: Run) -> Summary:
         questions=manifest.questions,
         dtype=manifest.resolved.dtype,
         device=_device(manifest),
+        settings=manifest.settings,
+        environment=manifest.environment,
         entries={name: _entry_summary(run, generations, name) for name in manifest.labels},
         peak_rss_mb=_peak(run.generations["peak_rss_mb"]),
         device_health=health(run.device),
@@ -159,7 +164,9 @@ def _tasks(questions: pd.DataFrame, *, compared: bool) -> dict[str, TaskSummary]
         has |= what if _sums_to_any(questions, column) else Has(0)
     ratios = applicable(has)
     return {
-        task: TaskSummary(n=len(part), estimates=estimates(ratios, _columns(part)))
+        task: TaskSummary(
+            n=len(part), estimates=estimates(ratios, _columns(part), strata=[*part["task"]])
+        )
         for task, part in by_task(questions).items()
     }
 
@@ -189,7 +196,7 @@ def _positions(questions: pd.DataFrame) -> list[Position]:
     ratios: dict[str, Ratio] = {}
     for i, (marginal, conditional) in enumerate(acceptance_at(columns), start=1):
         ratios |= {f"marginal_{i}": marginal, f"conditional_{i}": conditional}
-    found = estimates(ratios, columns)
+    found = estimates(ratios, columns, strata=[*questions["task"]])
     return [
         Position(i, found[f"marginal_{i}"], found[f"conditional_{i}"])
         for i in range(1, len(ratios) // 2 + 1)
@@ -212,8 +219,12 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "baseline": summary.baseline,
         "model": summary.model,
         "questions": summary.questions,
+        "settings": dict(summary.settings),
+        "environment": dict(summary.environment),
         "entries": {name: _entry_json(entry) for name, entry in summary.entries.items()},
     }
+    if summary.device is not None:
+        document["device"] = summary.device
     if summary.peak_rss_mb is not None:
         document["peak_rss_mb"] = summary.peak_rss_mb
     if summary.device_health is not None:
@@ -238,11 +249,18 @@ def _entry_json(entry: EntrySummary) -> dict[str, Any]:
         "prompt_too_long": entry.prompt_too_long,
         "excluded": entry.excluded,
         "tasks": {
-            task: {"n": part.n} | {name: asdict(found) for name, found in part.estimates.items()}
+            task: {"n": part.n} | {name: found.figures for name, found in part.estimates.items()}
             for task, part in entry.tasks.items()
         },
     }
     if entry.positions:
-        document["acceptance_by_position"] = [asdict(item) for item in entry.positions]
-        document["ctar"] = {str(item.position): asdict(item.marginal) for item in entry.positions}
+        document["acceptance_by_position"] = [
+            {
+                "position": item.position,
+                "marginal": item.marginal.figures,
+                "conditional": item.conditional.figures,
+            }
+            for item in entry.positions
+        ]
+        document["ctar"] = {str(item.position): item.marginal.figures for item in entry.positions}
     return document

@@ -86,7 +86,7 @@ def per_question(pairs: pd.DataFrame) -> pd.DataFrame:
     """Sums over the turns and repeats of each question: a row per question, with its task."""
     numbers = pairs.select_dtypes("number").columns.difference(PROMPT)
     frame = pairs.groupby(["task", "question_id"], sort=False)[list(numbers)].sum().reset_index()
-    # By id: workers answer in any order, and a bootstrap draws questions by their place.
+    # By id: workers answer in any order, and a sum's last digit depends on it.
     frame = frame.sort_values("question_id", kind="stable", ignore_index=True)
     frame["questions"] = 1
     frame["tokens_per_ms"] = frame["new_tokens"] / frame["total_ms"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from specbench_kangaroo.bench.registry import method_class, method_names
 from specbench_kangaroo.record.errors import UsageError, look_up
-from specbench_kangaroo.run.registry import method_class, method_names
 
 if TYPE_CHECKING:
     from torch import Tensor

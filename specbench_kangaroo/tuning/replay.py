@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.intervals import Floats
 from specbench_kangaroo.stats.totals import PROMPT
 
 Ints = NDArray[np.int64]

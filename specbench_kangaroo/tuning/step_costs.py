@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.intervals import Floats
 from specbench_kangaroo.stats.totals import PROMPT
 from specbench_kangaroo.tuning.replay import Ints
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from specbench_kangaroo.report.sheets import Cell, Column, Mark, Section, Sheet, interval_text
 from specbench_kangaroo.report.tables import section_parts
-from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME
+from specbench_kangaroo.stats.intervals import INTERVAL_NAME
 from specbench_kangaroo.stats.summary import OVERALL
 from specbench_kangaroo.tuning.tuning import THRESHOLDS, Setting, Tuning
 
@@ -127,7 +126,7 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
         "tasks": {
             task: {
                 "n": part.n,
-                "best": part.best._asdict() | {"speedup": asdict(part.estimate)},
+                "best": part.best._asdict() | {"speedup": part.estimate.figures},
                 "mean_accepted_tokens": part.mean_accepted_tokens,
                 "guessed_share": part.guessed_share,
                 "speedup_at_best_overall": tuning.at(task, tuning.best),

@@ -16,7 +16,7 @@ import pandas as pd
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import THRESHOLD, Manifest
 from specbench_kangaroo.record.writer import Run
-from specbench_kangaroo.stats.bootstrap import Estimate, Floats, estimates
+from specbench_kangaroo.stats.intervals import Estimate, Floats, estimates
 from specbench_kangaroo.stats.metrics import METRICS
 from specbench_kangaroo.stats.summary import OVERALL, by_task
 from specbench_kangaroo.stats.totals import PROMPT, paired, per_generation
@@ -192,7 +192,8 @@ def _estimate(answers: pd.DataFrame, total_ms: Floats) -> Estimate:
     predicted = answers[["question_id", *_MEASURED]].assign(total_ms=total_ms)
     sums = predicted.groupby("question_id").sum()
     columns = {str(name): sums[name].to_numpy(dtype=np.float64) for name in sums.columns}
-    return estimates({"speedup": _SPEEDUP}, columns)["speedup"]
+    tasks = answers.groupby("question_id")["task"].first()
+    return estimates({"speedup": _SPEEDUP}, columns, strata=[*tasks])["speedup"]
 
 
 def _speedups(answers: pd.DataFrame, mean_ms: Floats) -> Floats:

@@ -15,6 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specbench_kangaroo.bench.config import entries_of
+from specbench_kangaroo.bench.questions import Question, QuestionSet
+from specbench_kangaroo.bench.registry import method_class, method_names
+from specbench_kangaroo.bench.setup import Bench, sampling_of
 from specbench_kangaroo.engine import method
 from specbench_kangaroo.engine.method import (
     DecodesItself,
@@ -28,10 +32,6 @@ from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.request import Decoding, EntryChoice, Request, TargetChoice
-from specbench_kangaroo.run.config import entries_of
-from specbench_kangaroo.run.questions import Question, QuestionSet
-from specbench_kangaroo.run.registry import method_class, method_names
-from specbench_kangaroo.run.setup import Bench, sampling_of
 from specbench_methods.vanilla import Vanilla
 
 from .models import CONTEXT, VOCABULARY, target

@@ -33,8 +33,8 @@ GATED = """
 import os, sys, time
 from pathlib import Path
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.run import runner
-from specbench_kangaroo.run.workers import worker
+from specbench_kangaroo.bench import runner
+from specbench_kangaroo.bench.workers import worker
 
 gate, left = Path(sys.argv[1]), int(sys.argv[2])
 generate = runner.generate

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from specbench_kangaroo.bench.registry import method_class
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, accept, decode, verify
 from specbench_kangaroo.engine.method import Draft, Drafter, Method, Session, Verified
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target, TargetOutput
-from specbench_kangaroo.run.registry import method_class
 
 from .bench import drafting_methods
 from .models import CONTEXT, FAMILIES, VOCABULARY, random_model, target

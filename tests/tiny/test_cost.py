@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from specbench_kangaroo.bench.questions import Question
+from specbench_kangaroo.bench.runner import execute
+from specbench_kangaroo.bench.setup import manifest
 from specbench_kangaroo.engine.method import Draft, MethodOptions, StatelessMethod
 from specbench_kangaroo.engine.target import Target, TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.writer import RunWriter, read_run
-from specbench_kangaroo.run.questions import Question
-from specbench_kangaroo.run.runner import execute
-from specbench_kangaroo.run.setup import manifest
 from tests.pace import slowness
 
 from .bench import FAMILY, make_bench

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from specbench_kangaroo.bench.registry import method_class
 from specbench_kangaroo.engine.clock import ClockError, WallClock, in_order
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.engine.method import (
@@ -19,7 +20,6 @@ from specbench_kangaroo.engine.method import (
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_kangaroo.engine.tree import TokenTree
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_kangaroo.run.registry import method_class
 
 from .clocks import FakeClock
 from .models import CONTEXT, VOCABULARY, target

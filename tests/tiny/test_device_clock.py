@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from specbench_kangaroo.bench import generation, runner
+from specbench_kangaroo.bench.runner import execute
+from specbench_kangaroo.bench.setup import manifest
 from specbench_kangaroo.engine import clock
 from specbench_kangaroo.engine.clock import CudaClock, clock_for
 from specbench_kangaroo.engine.cuda_graphs import CudaCapturer
@@ -23,9 +26,6 @@ from specbench_kangaroo.models.shapes import random_model, shape_named
 from specbench_kangaroo.record.reader import read_device_log
 from specbench_kangaroo.record.schema import AFTER, BEFORE
 from specbench_kangaroo.record.writer import RunWriter, read_run
-from specbench_kangaroo.run import generation, runner
-from specbench_kangaroo.run.runner import execute
-from specbench_kangaroo.run.setup import manifest
 from specbench_methods.vanilla import Vanilla
 from tests.unit.nvml import UUID, fake_nvml
 

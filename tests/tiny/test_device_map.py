@@ -14,6 +14,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from transformers import AutoModelForCausalLM
 
+from specbench_kangaroo.bench.registry import method_class
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
 from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
@@ -21,7 +22,6 @@ from specbench_kangaroo.engine.placement import Angles, Rows
 from specbench_kangaroo.engine.target import Needs, Target
 from specbench_kangaroo.engine.tree import chain_parents
 from specbench_kangaroo.models.load import load_model
-from specbench_kangaroo.run.registry import method_class
 
 from .bench import drafting_methods, save_model
 from .models import FAMILIES, random_model, target

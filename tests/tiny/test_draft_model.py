@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from specbench_kangaroo.bench.setup import load_bench, plan_of
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Drafter, Session, Verified
@@ -18,7 +19,6 @@ from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.request import EntryChoice, Request, TargetChoice
 from specbench_kangaroo.record.schema import ExitReason
-from specbench_kangaroo.run.setup import load_bench, plan_of
 from specbench_methods.draft_model import ChainDrafter, DraftModel, DraftModelOptions
 from specbench_methods.shared.draft_models import write_draft_model, write_tokenizer
 

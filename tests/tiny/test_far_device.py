@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from specbench_kangaroo.bench.registry import method_class
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.cuda_graphs import Capturer
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
@@ -16,7 +17,6 @@ from specbench_kangaroo.engine.method import Method
 from specbench_kangaroo.engine.sampling import Sampler, Sampling, SeededChance
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.models.load import LoadedModel, load_model
-from specbench_kangaroo.run.registry import method_class
 from specbench_kangaroo.training.fit import FitPlan, fit
 from specbench_kangaroo.training.trainable import trainable_names
 from specbench_methods.shared import draft_models

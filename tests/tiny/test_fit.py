@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from specbench_kangaroo import __version__
+from specbench_kangaroo.bench.registry import method_class, parse_options
 from specbench_kangaroo.cli import training
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.machine.cache_folder import sha256_of
 from specbench_kangaroo.models import load
 from specbench_kangaroo.models.load import LoadedModel
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.registry import method_class, parse_options
 from specbench_kangaroo.training.features import Document
 from specbench_kangaroo.training.fit import FitPlan, fit
 from specbench_kangaroo.training.train import Hooks, Validation

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench_kangaroo.cli import run as run_command
+from specbench_kangaroo.bench import study
 from tests.command import call
 from tests.unit.faults import Disk, lines_on
 
@@ -87,7 +87,7 @@ def test_a_second_run_of_one_second_has_a_folder_of_its_own(
         def now(cls, tz: object = None) -> Stopped:
             return cls(2026, 11, 1, tzinfo=UTC)
 
-    monkeypatch.setattr(run_command, "datetime", Stopped)
+    monkeypatch.setattr(study, "datetime", Stopped)
     assert [call(*arguments) for _ in range(3)] == [0, 0, 0]
     first = "20261101T000000Z-vanilla"
     names = sorted(path.name for path in Path("results").iterdir())

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from specbench_kangaroo.bench.generation import generate as answer
+from specbench_kangaroo.bench.registry import method_class
+from specbench_kangaroo.bench.schedule import Round
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.cuda_graphs import (
     ROWS,
@@ -35,9 +38,6 @@ from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.engine.tree import TokenTree, chain_parents
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Status
-from specbench_kangaroo.run.generation import generate as answer
-from specbench_kangaroo.run.registry import method_class
-from specbench_kangaroo.run.schedule import Round
 from specbench_methods.vanilla import Vanilla
 
 from .bench import QUESTIONS, drafting_methods, make_bench

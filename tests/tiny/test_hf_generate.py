@@ -10,6 +10,9 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
+from specbench_kangaroo.bench.registry import method_class
+from specbench_kangaroo.bench.runner import execute
+from specbench_kangaroo.bench.setup import Bench, manifest
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
 from specbench_kangaroo.engine.method import Method
@@ -18,9 +21,6 @@ from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Status
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
-from specbench_kangaroo.run.registry import method_class
-from specbench_kangaroo.run.runner import execute
-from specbench_kangaroo.run.setup import Bench, manifest
 from specbench_methods.draft_model import DraftModel, DraftModelOptions
 from specbench_methods.hf_generate.method import GenerateOptions, HfGenerate
 from specbench_methods.prompt_lookup import LookupOptions, PromptLookup

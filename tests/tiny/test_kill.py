@@ -42,9 +42,9 @@ TIMED = ["ttft_ms", "total_ms", "peak_rss_mb", "draft_ms", "verify_ms", "accept_
 NURSERY = """
 import json, os, sys
 import torch, transformers, pandas, scipy.stats, matplotlib.pyplot
+from specbench_kangaroo.bench import runner, setup
 from specbench_kangaroo.cli.main import main
 from specbench_kangaroo.record import writer
-from specbench_kangaroo.run import runner, setup
 
 torch.set_num_threads(1)
 for line in sys.stdin:

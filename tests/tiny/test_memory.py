@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from specbench_kangaroo.bench.generation import is_device_lost, is_out_of_memory
+from specbench_kangaroo.bench.registry import method_class
+from specbench_kangaroo.bench.runner import execute
+from specbench_kangaroo.bench.setup import Bench, manifest
 from specbench_kangaroo.engine.cache import KVCache
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Decoded, Limits, decode
@@ -18,10 +22,6 @@ from specbench_kangaroo.engine.method import Draft, Drafter, Method, Session, Ve
 from specbench_kangaroo.engine.target import TargetOutput
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
-from specbench_kangaroo.run.generation import is_device_lost, is_out_of_memory
-from specbench_kangaroo.run.registry import method_class
-from specbench_kangaroo.run.runner import execute
-from specbench_kangaroo.run.setup import Bench, manifest
 
 from .bench import FAMILY, Stub, StubDrafter, drafting_methods, make_bench
 from .models import target

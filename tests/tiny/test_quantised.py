@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specbench_kangaroo.bench.registry import method_class
 from specbench_kangaroo.engine.clock import WallClock
 from specbench_kangaroo.engine.decode import Limits, decode
 from specbench_kangaroo.engine.layers import LeanLayer, ModuleLayer
@@ -19,7 +20,6 @@ from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.models import load
 from specbench_kangaroo.models.load import load_model
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.registry import method_class
 
 from .bench import SAVED, drafting_methods, save_model
 from .models import random_model

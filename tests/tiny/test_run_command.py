@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
+from specbench_kangaroo.bench import registry
+from specbench_kangaroo.bench.config import read_study
 from specbench_kangaroo.machine import devices
 from specbench_kangaroo.record.manifest import read_manifest
 from specbench_kangaroo.record.request import Request
 from specbench_kangaroo.record.writer import read_run
-from specbench_kangaroo.run import registry
-from specbench_kangaroo.run.config import read_study
 from specbench_methods.kangaroo.adapter import write_untrained
 from tests.command import call, refused
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from specbench_kangaroo.bench.questions import Question
+from specbench_kangaroo.bench.runner import execute, gap_to_best
+from specbench_kangaroo.bench.setup import Bench, manifest
 from specbench_kangaroo.record.schema import Generation
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
-from specbench_kangaroo.run.questions import Question
-from specbench_kangaroo.run.runner import execute, gap_to_best
-from specbench_kangaroo.run.setup import Bench, manifest
 from specbench_kangaroo.stats.summary import summarise, to_json
 
 from .bench import (

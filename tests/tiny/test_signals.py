@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from specbench_kangaroo.bench.signals import Interruption, interruptible
 from specbench_kangaroo.record.manifest import read_manifest
-from specbench_kangaroo.run.signals import Interruption, interruptible
 from tests.command import call
 
 from .run_process import EACH, PATIENCE_S, Gate, generations_of, small_run, start

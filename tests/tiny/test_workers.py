@@ -16,21 +16,14 @@ from typing import Any
 
 import pytest
 
-from specbench_kangaroo.record import files
-from specbench_kangaroo.record import writer as store
-from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.manifest import MANIFEST
-from specbench_kangaroo.record.request import QuestionChoice, Request, TargetChoice
-from specbench_kangaroo.record.schema import Generation, GenerationKey, Manifest
-from specbench_kangaroo.record.writer import GENERATIONS, Run, RunWriter, read_run
-from specbench_kangaroo.run.questions import Question
-from specbench_kangaroo.run.runner import execute
-from specbench_kangaroo.run.schedule import MemoryLedger, Round, missing, unjudged
-from specbench_kangaroo.run.setup import Bench, manifest, plan_of
-from specbench_kangaroo.run.signals import Interruption
-from specbench_kangaroo.run.workers import cluster, dealing
-from specbench_kangaroo.run.workers.cluster import cores_each, share_of
-from specbench_kangaroo.run.workers.dealing import (
+from specbench_kangaroo.bench.questions import Question
+from specbench_kangaroo.bench.runner import execute
+from specbench_kangaroo.bench.schedule import MemoryLedger, Round, missing, unjudged
+from specbench_kangaroo.bench.setup import Bench, manifest, plan_of
+from specbench_kangaroo.bench.signals import Interruption
+from specbench_kangaroo.bench.workers import cluster, dealing
+from specbench_kangaroo.bench.workers.cluster import cores_each, share_of
+from specbench_kangaroo.bench.workers.dealing import (
     Answered,
     Dealer,
     Died,
@@ -40,8 +33,15 @@ from specbench_kangaroo.run.workers.dealing import (
     Unit,
     open_units,
 )
-from specbench_kangaroo.run.workers.session import devices_differ, load_all, merged, runner_of
-from specbench_kangaroo.run.workers.worker import Worker
+from specbench_kangaroo.bench.workers.session import devices_differ, load_all, merged, runner_of
+from specbench_kangaroo.bench.workers.worker import Worker
+from specbench_kangaroo.record import files
+from specbench_kangaroo.record import writer as store
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.manifest import MANIFEST
+from specbench_kangaroo.record.request import QuestionChoice, Request, TargetChoice
+from specbench_kangaroo.record.schema import Generation, GenerationKey, Manifest
+from specbench_kangaroo.record.writer import GENERATIONS, Run, RunWriter, read_run
 from tests.changes import replace
 from tests.unit.runs import make_answer, make_judgement, make_manifest
 

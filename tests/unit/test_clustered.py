@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from specbench_kangaroo.report.figures.clustered import ratios, shares, sums
-from specbench_kangaroo.stats import bootstrap
-from specbench_kangaroo.stats.bootstrap import Ratio
+from specbench_kangaroo.stats import intervals
+from specbench_kangaroo.stats.intervals import Ratio
 
 
 def test_sums_are_by_cell_and_question():
@@ -26,11 +26,11 @@ def test_a_ratio_and_its_interval_worked_out_by_hand():
     assert found.questions[0] == 2
 
 
-def test_intervals_agree_with_the_bootstrap_that_reports_use():
+def test_intervals_agree_with_those_that_reports_have():
     random = np.random.default_rng(0)
     trials = random.integers(5, 60, 150).astype(float)
     hits = random.binomial(trials.astype(int), random.beta(6, 4, 150)).astype(float)
-    reported = bootstrap.estimates({"share": Ratio(("a",), ("b",))}, {"a": hits, "b": trials})
+    reported = intervals.estimates({"share": Ratio(("a",), ("b",))}, {"a": hits, "b": trials})
     width = reported["share"].high - reported["share"].low
     for found in (ratios(hits[None], trials[None]), shares(hits[None], trials[None])):
         assert found.value[0] == pytest.approx(reported["share"].value)

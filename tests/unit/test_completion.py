@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from specbench_kangaroo.bench.questions import TASKS
+from specbench_kangaroo.bench.registry import method_names
 from specbench_kangaroo.cli import completion
 from specbench_kangaroo.cli.main import main
-from specbench_kangaroo.run.questions import TASKS
-from specbench_kangaroo.run.registry import method_names
 from tests.command import WITHOUT_HEAVY_IMPORTS
 from tests.pace import slowness
 

@@ -20,13 +20,13 @@ from urllib.parse import unquote
 import pytest
 import typer.main
 
+from specbench_kangaroo.bench.config import choices_of, entries_of
+from specbench_kangaroo.bench.registry import built_in_files
 from specbench_kangaroo.cli.main import app
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import Generation, StepRecord
 from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report.documents import markdown
-from specbench_kangaroo.run.config import choices_of, entries_of
-from specbench_kangaroo.run.registry import built_in_files
 from specbench_kangaroo.stats.metrics import METRICS
 from specbench_kangaroo.stats.summary import summarise
 
@@ -34,10 +34,6 @@ ROOT = Path(__file__).parents[2]
 MOST_LINES = 150  # of README.md: longer ones are not read
 WRITTEN_BY_TYPER = "specbench_kangaroo/cli/README.md"  # usage lines, no commands
 PLUG_IN = "repeat_last"  # the method that methods/README.md makes up; it is not installed
-
-# What pages describe already and the code does not have yet.  These tests are expected to fail;
-# one that passes fails the suite, and its item is to be taken off.
-AWAITED_IMPORTS = re.compile(r"from specbench_kangaroo import")
 
 ODD_WORDS = (
     *("mend", "a person", "held against", "has a meaning", "anew", "amiss", "nought"),
@@ -180,7 +176,7 @@ def _parsed(words: list[str]) -> dict[str, object]:
 
 
 def _check_options(method: list[str], option: list[str], sweep: list[str]) -> None:
-    from specbench_kangaroo.run.setup import entry_options  # noqa: PLC0415 (imports torch)
+    from specbench_kangaroo.bench.setup import entry_options  # noqa: PLC0415 (imports torch)
 
     entry_options(entries_of(choices_of(method, option, sweep)))
 
@@ -236,17 +232,6 @@ def _report(run: str) -> str:
 # --- the tests ---
 
 
-def listed(pieces: list[Piece], awaited: re.Pattern[str]) -> list[object]:
-    """As parameters; what is awaited has to fail."""
-    mark = pytest.mark.xfail(strict=True, reason="it is there now: take it off what is awaited")
-    return [
-        pytest.param(
-            piece, marks=[mark] if awaited.search(piece.text) else [], id=f"{piece.page}-{place}"
-        )
-        for place, piece in enumerate(pieces)
-    ]
-
-
 COMMANDS = [
     command
     for page in PAGES
@@ -283,7 +268,7 @@ def test_commands_in_the_text_have_flags_that_exist(page: str) -> None:
     assert {code: why for code, why in wrong.items() if why} == {}
 
 
-@pytest.mark.parametrize("block", listed(IMPORTING, AWAITED_IMPORTS))
+@pytest.mark.parametrize("block", IMPORTING, ids=lambda block: f"{block.page}-{block.line}")
 def test_python_blocks_import_what_there_is(block: Piece) -> None:
     assert missing_imports(block.text) == [], f"{block.page}:{block.line}"
 
@@ -388,8 +373,8 @@ def test_an_import_that_does_not_exist_is_found() -> None:
 def test_a_number_that_no_run_gives_is_found() -> None:
     page = "see results/reference/cpu-bench\n\n| task | n |\n| --- | --- |\n| x | 1 |\n\nand\n\n"
     table = "| task | n | speedup |\n| --- | ---: | ---: |\n| overall | 24 | {} |\n"
-    assert wrong_rows(page + table.format("0.93 (0.85–1.01)")) == []
-    assert len(wrong_rows(page + table.format("1.93 (0.85–1.01)"))) == 1
+    assert wrong_rows(page + table.format("0.93 (0.89–0.97)")) == []
+    assert len(wrong_rows(page + table.format("1.93 (0.89–0.97)"))) == 1
 
 
 def test_a_run_that_does_not_exist_is_found() -> None:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from specbench_kangaroo.bench.config import Entry, choices_of, entries_of
 from specbench_kangaroo.cli.conclusion import conclude
 from specbench_kangaroo.gate.regression import compare
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run
-from specbench_kangaroo.report.documents import csv_text, latex, markdown
+from specbench_kangaroo.report.documents import latex, markdown
 from specbench_kangaroo.report.figures.catalogue import FIGURES, figures_of
 from specbench_kangaroo.report.figures.style import looks
 from specbench_kangaroo.report.html_report import illustrated, page
 from specbench_kangaroo.report.sheets import differing_options
 from specbench_kangaroo.report.spec_bench_answers import answer_files
-from specbench_kangaroo.run.config import Entry, choices_of, entries_of
 from specbench_kangaroo.stats.summary import Summary, summarise, to_json
 from specbench_kangaroo.tuning.rerun import command_line, request_again
 from tests.changes import replace
@@ -143,13 +143,12 @@ def test_entries_of_a_method_show_the_options_in_which_they_differ_and_no_others
     }
 
 
-@pytest.mark.parametrize("form", ["markdown", "latex", "html", "csv"])
+@pytest.mark.parametrize("form", ["markdown", "latex", "html"])
 def test_every_format_shows_them(run: Run, summary: Summary, form: str) -> None:
     text = {
         "markdown": lambda: markdown(summary).replace("\\", ""),
         "latex": lambda: latex(summary).replace("{[}", "[").replace("{]}", "]").replace("\\_", "_"),
         "html": lambda: page(illustrated(run, anchor="run")),
-        "csv": lambda: csv_text(summary),
     }[form]()
     assert "threshold=0.6, " in text or "threshold=0.6,\\\\" in text, "kangaroo's own threshold"
     assert "tree_width=4" in text

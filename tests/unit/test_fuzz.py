@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from specbench_kangaroo.bench.questions import load_questions, select
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.questions import load_questions, select
 
 FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 QUESTIONS = b"".join(

@@ -27,14 +27,14 @@ ROOMS: dict[str, frozenset[str]] = {
     "models": frozenset({"engine", "machine", "record"}),
     "stats": frozenset({"record"}),
     "report": frozenset({"record", "stats"}),
-    "run": frozenset({"engine", "machine", "models", "record"}),
+    "bench": frozenset({"engine", "machine", "models", "record"}),
     "gate": frozenset({"record", "report", "stats"}),
-    "tuning": frozenset({"models", "record", "report", "run", "stats"}),
-    "training": frozenset({"engine", "machine", "models", "record", "run"}),
-    "microbench": frozenset({"engine", "machine", "models", "record", "report", "run", "stats"}),
+    "tuning": frozenset({"models", "record", "report", "bench", "stats"}),
+    "training": frozenset({"engine", "machine", "models", "record", "bench"}),
+    "microbench": frozenset({"engine", "machine", "models", "record", "report", "bench", "stats"}),
     "cli": frozenset(
         {
-            *("engine", "gate", "machine", "microbench", "models", "record", "report", "run"),
+            *("engine", "gate", "machine", "microbench", "models", "record", "report", "bench"),
             *("stats", "training", "tuning"),
         }
     ),
@@ -49,7 +49,7 @@ KNOWS_TRANSFORMERS = {
     f"{METHODS}.hf_generate.method": "lets transformers' own generate answer, by its own config",
     f"{CORE}.training.distil": "lets the target answer prompts in batches with its own generate",
 }
-LOADS_METHODS = f"{CORE}.run.registry"  # by the package's name, as a string
+LOADS_METHODS = f"{CORE}.bench.registry"  # by the package's name, as a string
 NAMES_A_METHOD = {
     f"{CORE}.record.schema": {"vanilla"}
 }  # BASELINE, the denominator of every speedup
@@ -81,7 +81,8 @@ def tree_of(module: str) -> ast.Module:
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    names = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+    return isinstance(node, ast.If) and ast.unparse(node.test) in names
 
 
 def reached(node: ast.AST, *, in_functions: bool) -> Iterator[ast.AST]:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from specbench_kangaroo.bench.lossless import TOLERANCE, judge
 from specbench_kangaroo.record.schema import GenerationKey, Judgement, Lossless
-from specbench_kangaroo.run.lossless import TOLERANCE, judge
 
 KEY = GenerationKey("kangaroo", 7, 1, 0)
 

@@ -20,7 +20,6 @@ import pytest
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import read_manifest
 from specbench_kangaroo.record.writer import RunWriter, read_run
-from specbench_kangaroo.stats import bootstrap
 from tests.command import call
 from tests.unit.drafting import make_answer, make_drafting_run
 from tests.unit.mutations import CHANGES, mutate
@@ -61,13 +60,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def _bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command that hangs or takes all memory fails; no figure is looked at, so few resamples."""
+def _bounded() -> Iterator[None]:
+    """A command that hangs or takes all memory fails."""
 
     def hangs(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"a command took {PATIENCE_S} s")
 
-    monkeypatch.setitem(bootstrap.estimates.__kwdefaults__, "resamples", 20)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, limits[1]))
@@ -82,7 +80,7 @@ def commands_on(number: int, run: Path, whole: Path, output: Path) -> list[Comma
     """What a mutation is tried on: the commands take turns, with all their formats."""
     commands: list[Command] = [
         ("report", run, "--details", "--published"),
-        ("report", whole, run),
+        ("report", whole, run, "--sessions"),
         *(("report", run, "--format", name) for name in ("markdown", "latex", "csv", "json")),
         ("compare", whole, run, "--timing"),
         ("compare", run, whole, "--format", "markdown"),

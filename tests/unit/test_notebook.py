@@ -5,6 +5,7 @@ The kernel is a process of its own, as a reader's is, and imports this checkout.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import random
@@ -19,6 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from specbench_kangaroo.bench.config import entries_of, request_of
+from specbench_kangaroo.bench.registry import built_in_files
 from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report.figures.catalogue import FIGURES
 from specbench_kangaroo.report.sheets import interval_cell
@@ -154,6 +157,17 @@ def test_its_text_states_no_measured_number() -> None:
                 f"cell {cell.id!r} says {found[0]!r}, which another run will make wrong: let a "
                 "code cell print it"
             )
+
+
+def test_it_shows_how_to_make_a_run_and_makes_none_by_default() -> None:
+    cells = {cell.id: cell.source for cell in notebook().cells}
+    assert "MAKE = False" in cells["parameters"]
+    assigned, condition = ast.parse(cells["make"]).body
+    assert isinstance(assigned, ast.Assign)
+    assert ast.unparse(condition).startswith("if MAKE:\n    made = specbench_kangaroo.run(STUDY")
+    entries = entries_of(request_of(ast.literal_eval(assigned.value)).entries)
+    assert len(entries) > 2
+    assert {entry.method for entry in entries} <= {*built_in_files()}
 
 
 def test_every_cell_runs_on_the_reference_run(reference: NotebookNode) -> None:

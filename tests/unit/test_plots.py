@@ -15,7 +15,7 @@ from specbench_kangaroo.report.figures import speedups
 from specbench_kangaroo.report.figures.style import FORMATS, looks, save
 from specbench_kangaroo.report.figures.times import PHASE_LOOKS
 from specbench_kangaroo.stats import summary as stats
-from specbench_kangaroo.stats.bootstrap import Estimate
+from specbench_kangaroo.stats.intervals import Estimate
 from tests.unit.runs import SIDES, make_comparison, make_run
 
 METHODS = ("vanilla", "kangaroo", "medusa")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from specbench_kangaroo.bench.registry import built_in_files
 from specbench_kangaroo.record.writer import read_run
 from specbench_kangaroo.report import published
 from specbench_kangaroo.report.published import Published
 from specbench_kangaroo.report.sections import report_of
 from specbench_kangaroo.report.sheets import Section
-from specbench_kangaroo.run.registry import built_in_files
 from specbench_kangaroo.stats import summary as stats
-from specbench_kangaroo.stats.bootstrap import Estimate
+from specbench_kangaroo.stats.intervals import Estimate
 
 RUN = Path(__file__).parent / "golden" / "run"
 LEADERBOARD = "Spec-Bench Leaderboard.md (fd2c1cd)"

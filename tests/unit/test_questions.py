@@ -11,8 +11,7 @@ from pathlib import Path
 import pooch
 import pytest
 
-from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.questions import (
+from specbench_kangaroo.bench.questions import (
     CATEGORIES,
     SPEC_BENCH_SHA256,
     TASKS,
@@ -20,6 +19,7 @@ from specbench_kangaroo.run.questions import (
     load_questions,
     select,
 )
+from specbench_kangaroo.record.errors import UsageError
 
 SPEC_BENCH = Path(__file__).parents[3] / "shared/data/spec_bench/question.jsonl"
 GOOD = {"question_id": 7, "category": "qa", "turns": ["Who?"], "reference": ["I"]}
@@ -170,7 +170,7 @@ def test_what_cannot_be_selected_is_named() -> None:
 
 
 def test_questions_open_without_torch() -> None:
-    code = "import sys, specbench_kangaroo.run.questions; sys.exit('torch' in sys.modules)"
+    code = "import sys, specbench_kangaroo.bench.questions; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, (
         "`specbench list questions` would wait for torch"
     )

@@ -116,7 +116,7 @@ def test_the_wheel_holds_both_packages_and_nothing_else(built: Path) -> None:
     for name in (
         "specbench_kangaroo/py.typed",
         "specbench_methods/py.typed",
-        "specbench_kangaroo/run/builtin_questions.jsonl",
+        "specbench_kangaroo/bench/builtin_questions.jsonl",
         "specbench_kangaroo/report/templates/report.html.j2",
         "specbench_methods/weights/smollm2-135m/kangaroo.safetensors",
         f"{information}/licenses/LICENSE",

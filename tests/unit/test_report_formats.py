@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from specbench_kangaroo.cli.main import main
@@ -154,9 +155,10 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 def numbers(value: Any) -> Iterator[float]:
     """Every number of a JSON document that is measured: no option, count of questions, place."""
+    given = {"schema_version", "n", "position", "lossy", "options", "settings", "environment"}
     if isinstance(value, dict):
         for name, item in value.items():
-            if name not in {"schema_version", "n", "position", "lossy", "options"}:
+            if name not in given:
                 yield from numbers(item)
     elif isinstance(value, list):
         for item in value:
@@ -184,6 +186,24 @@ def test_the_csv_table_is_tidy(summary: stats.Summary) -> None:
     figure = summary.entries["medusa"].tasks["qa"].estimates["speedup"]
     assert float(row["value"]) == figure.value
     assert (row["lossy"], row["n"], row["model"]) == ("true", "3", "smollm2-135m")
+
+
+def test_reports_for_programs_say_how_a_run_was_made(tmp_path: Path) -> None:
+    manifest = read_run(RUN).manifest
+    document = json.loads(report(tmp_path, RUN, "--format", "json"))
+    expected = json.loads(json.dumps([manifest.settings, manifest.environment]))
+    assert [document["settings"], document["environment"]] == expected
+    assert document["device"] == "NVIDIA H200"
+    table = pd.read_csv(io.StringIO(report(tmp_path, RUN, RUN, "--format", "csv")))
+    for name in ("settings", "environment"):
+        assert {*map(str, table[name].map(json.loads))} == {str(document[name])}, f"{name} differ"
+    (found,) = table[["dtype", "device", "max_new_tokens", "seed"]].drop_duplicates().to_numpy()
+    assert [*found] == ["bfloat16", "NVIDIA H200", 13, 0]
+    assert table["value"].dtype == float, "a setting stands among the figures"
+    options = table.dropna(subset="entry").groupby("entry")["options"].first().map(json.loads)
+    assert options.to_dict() == {
+        label: entry["options"] for label, entry in document["entries"].items()
+    }
 
 
 # --- LaTeX ---

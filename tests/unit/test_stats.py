@@ -13,7 +13,6 @@ import pytest
 from specbench_kangaroo.record.schema import Lossless, Status
 from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.stats import summary as stats
-from specbench_kangaroo.stats.bootstrap import Estimate, Ratio, estimates, expanded_level
 from tests.changes import replace
 from tests.pace import slowness
 from tests.unit.runs import (
@@ -27,8 +26,6 @@ from tests.unit.runs import (
     make_step,
     make_steps,
 )
-
-RATIO = {"r": Ratio(("a",), ("b",))}
 
 
 def written(folder, content, *, judgements=(), methods=("vanilla", "kangaroo")):
@@ -308,7 +305,7 @@ def test_the_json_document_has_the_documented_shape(tmp_path):
     )
     document = stats.to_json(stats.summarise(run))
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["schema_version"] == 2
+    assert document["schema_version"] == 3
     assert (document["run"], document["baseline"], document["model"], document["questions"]) == (
         "synthetic",
         "vanilla",
@@ -350,70 +347,6 @@ def test_a_sampled_run_has_a_check_in_place_of_verdicts(tmp_path):
     assert "sampling_check" not in entries["vanilla"], "the baseline is compared with nothing"
 
 
-# --- intervals ---
-
-
-def test_one_question_gives_no_interval():
-    columns = {"a": np.array([3.0]), "b": np.array([2.0])}
-    assert estimates(RATIO, columns) == {"r": Estimate(1.5, None, None)}
-
-
-def test_equal_questions_give_an_interval_of_no_width():
-    columns = {"a": np.array([0.3, 0.6, 0.9]), "b": np.array([0.1, 0.2, 0.3])}
-    figure = estimates(RATIO, columns)["r"]
-    assert figure.low == figure.high == figure.value == pytest.approx(3.0)
-
-
-def test_a_ratio_without_a_denominator_is_absent():
-    assert estimates(RATIO, {"a": np.zeros(4), "b": np.zeros(4)}) == {}
-    assert estimates(RATIO, {"a": np.zeros(0), "b": np.zeros(0)}) == {}
-
-
-def test_a_denominator_that_most_resamples_lack_still_gives_an_interval():
-    # Drafts on one question of three: many resamples hold no draft at all, and BCa is undefined.
-    figure = estimates(RATIO, {"a": np.array([1.0, 0, 0]), "b": np.array([2.0, 0, 0])})["r"]
-    assert figure == Estimate(0.5, 0.5, 0.5)
-
-
-def test_the_same_run_gives_the_same_interval():
-    rng = np.random.default_rng(1)
-    columns = {"a": rng.lognormal(size=30), "b": rng.lognormal(size=30)}
-    assert estimates(RATIO, columns) == estimates(RATIO, columns)
-    assert estimates(RATIO, columns, seed=1) != estimates(RATIO, columns, seed=2)
-
-
-def test_figures_of_one_call_agree_with_scipy_on_each_alone():
-    from scipy.stats import bootstrap  # noqa: PLC0415
-
-    rng = np.random.default_rng(2)
-    columns = {"a": rng.lognormal(size=25), "b": rng.lognormal(size=25), "c": np.ones(25)}
-    both = estimates(RATIO | {"mean": Ratio(("a",), ("c",))}, columns, resamples=4000)
-    alone = bootstrap(
-        (columns["a"], columns["b"]),
-        lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=4000,
-        confidence_level=expanded_level(25),
-        random_state=np.random.default_rng(3),
-    ).confidence_interval
-    assert both["r"].low == pytest.approx(alone.low, rel=0.05)
-    assert both["r"].high == pytest.approx(alone.high, rel=0.05)
-
-
-@pytest.mark.parametrize("questions", [48, 80])
-def test_the_interval_covers_the_truth_as_often_as_it_says(questions):
-    """As many questions as the built-in set has, and as a task of Spec-Bench has."""
-    rng = np.random.default_rng(5)
-    draws, covered = 1000, 0
-    for _ in range(draws):
-        base = rng.gamma(4.0, 250.0, size=questions)
-        columns = {"a": base, "b": base / 1.4 * np.exp(rng.normal(0.0, 0.2, size=questions))}
-        found = estimates(RATIO, columns, resamples=999)["r"]
-        covered += found.low <= 1.4 / np.exp(0.2**2 / 2) <= found.high
-    assert 0.93 <= covered / draws <= 0.97, "a 95 % interval must hold the truth in 95 % of runs"
-
-
 # --- size and dependencies ---
 
 
@@ -436,7 +369,7 @@ def test_reports_need_no_torch():
     code = (
         "import sys, specbench_kangaroo.stats.summary, specbench_kangaroo.report.tables;"
         "import specbench_kangaroo.report.figures.speedups;"
-        "import specbench_kangaroo.run.lossless;"
+        "import specbench_kangaroo.bench.lossless;"
         "sys.exit(bool({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

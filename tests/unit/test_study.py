@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from specbench_kangaroo.bench.config import entries_of, read_study
+from specbench_kangaroo.bench.setup import plan_of
 from specbench_kangaroo.record.request import EntryChoice, Request
-from specbench_kangaroo.run.config import entries_of, read_study
-from specbench_kangaroo.run.setup import plan_of
 from tests.command import refused
 
 DOCS = Path(__file__).parents[2] / "docs"

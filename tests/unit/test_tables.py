@@ -14,7 +14,7 @@ from specbench_kangaroo.report import tables
 from specbench_kangaroo.report.documents import markdown
 from specbench_kangaroo.report.sections import report_of
 from specbench_kangaroo.stats import summary as stats
-from specbench_kangaroo.stats.bootstrap import Estimate
+from specbench_kangaroo.stats.intervals import Estimate
 from specbench_kangaroo.stats.sampling_check import SamplingCheck
 from tests.unit.runs import (
     SIDES,
@@ -106,26 +106,45 @@ def test_a_very_narrow_terminal_breaks_cells_but_cuts_none(summary):
 
 def test_the_terminal_names_the_interval_and_the_verdict(summary):
     text = printed(summary, width=100)
-    assert "95 % BCa bootstrap over questions" in text
+    assert "95 % jackknife-t over questions" in text
     assert "lossless: 12 exact, 0 near ties, 0 violations\n" in text
     assert "kangaroo against vanilla" in text
 
 
+def coloured(summary, parts: dict[str, tuple[int, Estimate]]) -> list[str]:
+    """The colours of a table whose speedups are these, by task with their numbers of questions."""
+    part = summary.entries["kangaroo"].tasks["qa"]
+    tasks = {
+        task: replace(part, n=n, estimates={**part.estimates, "speedup": speedup})
+        for task, (n, speedup) in parts.items()
+    }
+    text = printed(changed(summary, "kangaroo", tasks=tasks), width=100, colour=True)
+    return re.findall(f"{re.escape(GREEN)}|{re.escape(RED)}", text)
+
+
 @pytest.mark.parametrize(
-    ("speedup", "colour"),
+    ("n", "speedup", "colour"),
     [
-        (Estimate(1.3, 1.2, 1.4), GREEN),
-        (Estimate(0.8, 0.7, 0.9), RED),
-        (Estimate(1.3, 0.9, 1.4), None),
-        (Estimate(1.3, None, None), None),
+        (6, Estimate(1.3, 1.2, 1.4, p=0.001), GREEN),
+        (6, Estimate(0.8, 0.7, 0.9, p=0.001), RED),
+        (6, Estimate(1.3, 0.9, 1.4, p=0.2), None),
+        (6, Estimate(1.3, None, None), None),
+        (5, Estimate(1.3, 1.2, 1.4, p=0.001), None),
     ],
 )
-def test_only_a_whole_interval_is_coloured(summary, speedup, colour):
-    kangaroo = summary.entries["kangaroo"]
-    part = kangaroo.tasks["qa"]
-    part = replace(part, estimates={**part.estimates, "speedup": speedup})
-    text = printed(changed(summary, "kangaroo", tasks={"qa": part}), width=100, colour=True)
-    assert [code for code in (GREEN, RED) if code in text] == ([colour] if colour else [])
+def test_only_a_sure_difference_of_six_questions_or_more_is_coloured(summary, n, speedup, colour):
+    assert coloured(summary, {"qa": (n, speedup)}) == ([colour] if colour else [])
+
+
+def test_cells_of_one_table_are_coloured_only_if_they_are_sure_together(summary):
+    """Alone, a speedup that is just above 1 has its colour, and among others it has not."""
+    weak, strong = Estimate(1.2, 1.01, 1.4, p=0.04), Estimate(1.2, 1.1, 1.3, p=0.001)
+    assert coloured(summary, {"qa": (8, weak)}) == [GREEN]
+    unsure = Estimate(1.1, 0.9, 1.3, p=0.3)
+    assert coloured(summary, {"qa": (8, weak), "rag": (8, strong), "stem": (8, unsure)}) == [GREEN]
+    assert coloured(summary, {"qa": (8, weak), "rag": (8, strong)}) == [GREEN, GREEN], (
+        "Holm's second step asks for less than the first"
+    )
 
 
 def test_violations_errors_and_exclusions_are_counted(summary):
@@ -330,12 +349,12 @@ def test_a_slow_method_is_explained_by_what_its_steps_cost_and_yield(six):
 @pytest.mark.parametrize(
     ("speedup", "claim"),
     [
-        (Estimate(0.9, 0.85, 0.95), "kangaroo is slower than vanilla: a step costs "),
+        (Estimate(0.9, 0.85, 0.95, p=0.001), "kangaroo is slower than vanilla: a step costs "),
         (Estimate(0.98, 0.9, 1.05), "kangaroo is not faster than vanilla: a step costs "),
         (Estimate(0.9, None, None), "kangaroo is not faster than vanilla: a step costs "),
     ],
 )
-def test_only_a_whole_interval_under_1_is_called_slower(summary, six, speedup, claim):
+def test_only_what_is_surely_under_1_is_called_slower(summary, six, speedup, claim):
     slow = {"speedup": speedup, "speedup_decode": Estimate(0.9, 0.85, 0.95)}
     for run in (summary, six):
         assert sentence(with_figures(run, "kangaroo", **slow), "kangaroo").startswith(claim)
@@ -345,7 +364,7 @@ def test_only_a_whole_interval_under_1_is_called_slower(summary, six, speedup, c
 def test_a_method_that_drafts_nothing_is_not_explained_by_its_steps(tmp_path):
     with RunWriter.create(tmp_path / "run", make_manifest()) as writer:
         for name in ("vanilla", "kangaroo"):
-            for question in range(3):
+            for question in range(6):
                 steps = make_steps("vanilla")
                 slower = 1.0 if name == "vanilla" else 1.1
                 writer.append(make_generation(name, question, steps=steps, slower=slower), steps)
@@ -355,7 +374,7 @@ def test_a_method_that_drafts_nothing_is_not_explained_by_its_steps(tmp_path):
 
 def test_a_slow_prefill_is_the_reason_where_decoding_is_faster(six):
     slow = {
-        "speedup": Estimate(0.9, 0.85, 0.95),
+        "speedup": Estimate(0.9, 0.85, 0.95, p=0.001),
         "speedup_decode": Estimate(1.1, 1.0, 1.2),
         "ttft_ms": Estimate(75.0, 70.0, 80.0),
     }
@@ -367,7 +386,7 @@ def test_a_slow_prefill_is_the_reason_where_decoding_is_faster(six):
 
 def test_time_between_the_phases_is_named_where_it_is_the_reason(six):
     figures = {
-        "speedup": Estimate(0.9, 0.85, 0.95),
+        "speedup": Estimate(0.9, 0.85, 0.95, p=0.001),
         "speedup_decode": Estimate(0.8, 0.7, 0.9),
         "draft_cost": Estimate(0.2, 0.2, 0.2),
         "verify_cost": Estimate(1.1, 1.1, 1.1),

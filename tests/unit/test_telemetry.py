@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from specbench_kangaroo.bench.questions import Question
+from specbench_kangaroo.bench.runner import append_edges, edge_now
+from specbench_kangaroo.bench.schedule import Round
 from specbench_kangaroo.machine import nvml as telemetry
 from specbench_kangaroo.record.reader import DEVICE, read_device_log
 from specbench_kangaroo.record.schema import AFTER, BEFORE, BlockEdge
 from specbench_kangaroo.record.writer import RunWriter, read_run
 from specbench_kangaroo.report.details import device_notes
 from specbench_kangaroo.report.sections import report_of
-from specbench_kangaroo.run.questions import Question
-from specbench_kangaroo.run.runner import append_edges, edge_now
-from specbench_kangaroo.run.schedule import Round
 from specbench_kangaroo.stats.device_health import health
 from specbench_kangaroo.stats.summary import summarise, to_json
 from tests.changes import replace

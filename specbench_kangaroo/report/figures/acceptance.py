@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from specbench_kangaroo.report.figures import style
 from specbench_kangaroo.report.figures.step_tables import accepted_lengths as length_table
-from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME
+from specbench_kangaroo.stats.intervals import INTERVAL_NAME
 from specbench_kangaroo.stats.summary import Summary
 
 _PANELS = {

@@ -1,6 +1,6 @@
 """Intervals for figures with many points: ratios of sums whose clusters are questions.
 
-A reported figure has its interval from :mod:`bootstrap`.  A curve has hundreds of points, and the
+A reported figure has its interval from :mod:`intervals`.  A curve has hundreds of points, and the
 ratio's linearisation (Cochran, Sampling Techniques, 1977, section 6.4) gives nearly the same at
 once: the residuals of a question's sums, with Student's t for few questions.
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from specbench_kangaroo.stats.bootstrap import CONFIDENCE_LEVEL, Floats
+from specbench_kangaroo.stats.intervals import CONFIDENCE_LEVEL, Floats
 
 INTERVAL_NAME = "95 % interval, clustered by question"
 _COLUMNS = ["value", "low", "high", "questions"]

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from specbench_kangaroo.record.schema import Status
 from specbench_kangaroo.record.writer import Run
 from specbench_kangaroo.report.figures.clustered import Ints
-from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.intervals import Floats
 from specbench_kangaroo.stats.totals import PROMPT
 
 

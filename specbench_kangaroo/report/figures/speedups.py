@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specbench_kangaroo.report.figures import style
-from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
+from specbench_kangaroo.stats.intervals import INTERVAL_NAME, Estimate
 from specbench_kangaroo.stats.summary import Summary
 
 _BAR_INCHES = 0.26

@@ -12,7 +12,7 @@ import pandas as pd
 
 from specbench_kangaroo.report.figures.clustered import Ints, ratios, shares, sums
 from specbench_kangaroo.report.figures.paired_steps import PairedSteps
-from specbench_kangaroo.stats.bootstrap import Floats
+from specbench_kangaroo.stats.intervals import Floats
 from specbench_kangaroo.stats.summary import Summary
 
 PHASES = ("draft", "verify", "accept", "other")

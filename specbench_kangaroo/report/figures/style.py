@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.stats.bootstrap import Estimate, Floats
+from specbench_kangaroo.stats.intervals import Estimate, Floats
 from specbench_kangaroo.stats.summary import Summary
 
 FORMATS = ("png", "svg", "pdf")

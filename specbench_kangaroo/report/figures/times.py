@@ -20,7 +20,7 @@ from specbench_kangaroo.report.figures.step_tables import (
     by_context,
     step_times,
 )
-from specbench_kangaroo.stats.bootstrap import INTERVAL_NAME, Estimate
+from specbench_kangaroo.stats.intervals import INTERVAL_NAME, Estimate
 from specbench_kangaroo.stats.summary import Summary
 
 

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from specbench_kangaroo.bench.setup import Plan
+from specbench_kangaroo.bench.workers import worker
+from specbench_kangaroo.bench.workers.dealing import Died, Event, Unit
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.run.setup import Plan
-from specbench_kangaroo.run.workers import worker
-from specbench_kangaroo.run.workers.dealing import Died, Event, Unit
 
 LOCAL = "local"  # Ray's address of a cluster that is started here and ends with this process
 PATIENCE_S = 1.0  # how long a wait takes in which nothing happens
@@ -139,7 +139,7 @@ def cores_each(nodes: Sequence[int], workers: int) -> int:
 
 
 class RayCrew:
-    """Workers as actors; see :class:`~specbench_kangaroo.run.workers.dealing.Crew`.
+    """Workers as actors; see :class:`~specbench_kangaroo.bench.workers.dealing.Crew`.
 
     An actor is never restarted by Ray: whoever deals the questions starts another in its place.
     """
@@ -165,7 +165,7 @@ class RayCrew:
         )
 
     def start(self, worker: int) -> None:
-        """See :class:`~specbench_kangaroo.run.workers.dealing.Crew`."""
+        """See :class:`~specbench_kangaroo.bench.workers.dealing.Crew`."""
         if worker in self._actors:
             self._ray.kill(self._actors[worker])  # one that is unreachable may be alive
         actor = self._actor.remote(worker, self._plan, threads=self._threads)
@@ -173,11 +173,11 @@ class RayCrew:
         self._pending[actor.load.remote()] = worker
 
     def ask(self, worker: int, unit: Unit) -> None:
-        """See :class:`~specbench_kangaroo.run.workers.dealing.Crew`."""
+        """See :class:`~specbench_kangaroo.bench.workers.dealing.Crew`."""
         self._pending[self._actors[worker].answer.remote(unit)] = worker
 
     def wait(self) -> Event | None:
-        """See :class:`~specbench_kangaroo.run.workers.dealing.Crew`."""
+        """See :class:`~specbench_kangaroo.bench.workers.dealing.Crew`."""
         arrived, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=PATIENCE_S)
         if not arrived:
             return None

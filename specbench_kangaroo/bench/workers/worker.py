@@ -7,13 +7,13 @@ import gc
 import torch
 from msgspec.structs import replace
 
+from specbench_kangaroo.bench.runner import answer_rounds
+from specbench_kangaroo.bench.schedule import MemoryLedger
+from specbench_kangaroo.bench.setup import Bench, Plan, load_bench, manifest
+from specbench_kangaroo.bench.signals import Interruption
+from specbench_kangaroo.bench.workers.dealing import Answered, Ready, Refused, Unit
 from specbench_kangaroo.record.errors import DeviceLostError, UsageError
 from specbench_kangaroo.record.schema import BlockEdge
-from specbench_kangaroo.run.runner import answer_rounds
-from specbench_kangaroo.run.schedule import MemoryLedger
-from specbench_kangaroo.run.setup import Bench, Plan, load_bench, manifest
-from specbench_kangaroo.run.signals import Interruption
-from specbench_kangaroo.run.workers.dealing import Answered, Ready, Refused, Unit
 
 
 class Worker:

@@ -9,15 +9,11 @@ from dataclasses import replace
 import torch
 from msgspec import structs
 
-from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.request import Request
-from specbench_kangaroo.record.schema import Manifest
-from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.runner import OnFinished, Runner
-from specbench_kangaroo.run.setup import Plan, plan_of
-from specbench_kangaroo.run.signals import Interruption
-from specbench_kangaroo.run.workers.cluster import RayCrew, cluster, share_of
-from specbench_kangaroo.run.workers.dealing import (
+from specbench_kangaroo.bench.runner import OnFinished, Runner
+from specbench_kangaroo.bench.setup import Plan, plan_of
+from specbench_kangaroo.bench.signals import Interruption
+from specbench_kangaroo.bench.workers.cluster import RayCrew, cluster, share_of
+from specbench_kangaroo.bench.workers.dealing import (
     Crew,
     Dealer,
     Died,
@@ -27,6 +23,10 @@ from specbench_kangaroo.run.workers.dealing import (
     open_units,
     refuse_disagreement,
 )
+from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.request import Request
+from specbench_kangaroo.record.schema import Manifest
+from specbench_kangaroo.record.writer import RunWriter
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 
+from specbench_kangaroo.bench.pauses import without_captures
+from specbench_kangaroo.bench.schedule import Round, chance_seed
+from specbench_kangaroo.bench.setup import Bench
 from specbench_kangaroo.engine.clock import clock_for
 from specbench_kangaroo.engine.decode import Decoded, Limits, PromptTooLongError, decode
 from specbench_kangaroo.engine.sampling import Sampler, SeededChance
@@ -19,9 +22,6 @@ from specbench_kangaroo.machine.nvml import Gauge, Usage
 from specbench_kangaroo.models.templates import chat_prompt
 from specbench_kangaroo.record.errors import DeviceLostError
 from specbench_kangaroo.record.schema import BASELINE, Generation, GenerationKey, Status, StepRecord
-from specbench_kangaroo.run.pauses import without_captures
-from specbench_kangaroo.run.schedule import Round, chance_seed
-from specbench_kangaroo.run.setup import Bench
 
 # Texts of plain RuntimeErrors: torch's allocator on the CPU, a CUDA library's own, a CUDA call's.
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")

@@ -14,6 +14,9 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from specbench_kangaroo.bench.runner import OnFinished, append_edges
+from specbench_kangaroo.bench.schedule import Ledger, Round, conversations, missing, open_rounds
+from specbench_kangaroo.bench.signals import Interruption
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.manifest import first_difference
 from specbench_kangaroo.record.schema import (
@@ -26,9 +29,6 @@ from specbench_kangaroo.record.schema import (
     StepRecord,
 )
 from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.runner import OnFinished, append_edges
-from specbench_kangaroo.run.schedule import Ledger, Round, conversations, missing, open_rounds
-from specbench_kangaroo.run.signals import Interruption
 
 Say = Callable[[str], None]
 """Tells the user what happened, in a line."""

@@ -16,6 +16,19 @@ from pathlib import Path
 
 import torch
 
+from specbench_kangaroo.bench.generation import Answers, generate, prompt_of
+from specbench_kangaroo.bench.lossless import TOLERANCE, judge
+from specbench_kangaroo.bench.pauses import collected_by_hand
+from specbench_kangaroo.bench.schedule import (
+    Ledger,
+    Round,
+    conversations,
+    missing,
+    open_rounds,
+    unjudged,
+)
+from specbench_kangaroo.bench.setup import Bench, Plan
+from specbench_kangaroo.bench.signals import Interruption
 from specbench_kangaroo.engine.target import Target
 from specbench_kangaroo.machine.nvml import Nvml, nvml_of
 from specbench_kangaroo.record.files import LineFile, storing
@@ -30,19 +43,6 @@ from specbench_kangaroo.record.schema import (
     Manifest,
 )
 from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.generation import Answers, generate, prompt_of
-from specbench_kangaroo.run.lossless import TOLERANCE, judge
-from specbench_kangaroo.run.pauses import collected_by_hand
-from specbench_kangaroo.run.schedule import (
-    Ledger,
-    Round,
-    conversations,
-    missing,
-    open_rounds,
-    unjudged,
-)
-from specbench_kangaroo.run.setup import Bench, Plan
-from specbench_kangaroo.run.signals import Interruption
 
 # Enough steps for every entry to have verified drafts of the lengths that it is likely to use.
 WARMUP_TOKENS = 32

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from specbench_kangaroo.bench.questions import Question
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.schema import (
     BASELINE,
@@ -21,7 +22,6 @@ from specbench_kangaroo.record.schema import (
     StepRecord,
 )
 from specbench_kangaroo.record.writer import RunWriter
-from specbench_kangaroo.run.questions import Question
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,10 @@ from datetime import UTC, datetime
 
 import torch
 
+from specbench_kangaroo.bench.config import Entry, checked, entries_of
+from specbench_kangaroo.bench.questions import QuestionSet, load_questions, select
+from specbench_kangaroo.bench.registry import method_class, parse_options
+from specbench_kangaroo.bench.schedule import Round, rounds
 from specbench_kangaroo.engine.cuda_graphs import Capturer, CudaCapturer
 from specbench_kangaroo.engine.method import Method, MethodOptions
 from specbench_kangaroo.engine.sampling import Sampling
@@ -18,10 +22,6 @@ from specbench_kangaroo.models.templates import template_named
 from specbench_kangaroo.record.errors import UsageError, look_up
 from specbench_kangaroo.record.request import Decoding, Request, TargetChoice
 from specbench_kangaroo.record.schema import EntryRecord, Manifest, Resolved
-from specbench_kangaroo.run.config import Entry, checked, entries_of
-from specbench_kangaroo.run.questions import QuestionSet, load_questions, select
-from specbench_kangaroo.run.registry import method_class, parse_options
-from specbench_kangaroo.run.schedule import Round, rounds
 
 _CAPTURERS: Mapping[str, type[CudaCapturer] | None] = {"eager": None, "graph": CudaCapturer}
 

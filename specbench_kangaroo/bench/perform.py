@@ -12,13 +12,13 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from specbench_kangaroo.bench.runner import OnFinished, Runner, execute
+from specbench_kangaroo.bench.schedule import refuse_strangers
+from specbench_kangaroo.bench.setup import Plan, load_bench, manifest, plan_of
+from specbench_kangaroo.bench.signals import Interruption
 from specbench_kangaroo.record.request import Request
 from specbench_kangaroo.record.schema import Generation, Manifest
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run, refuse_taken
-from specbench_kangaroo.run.runner import OnFinished, Runner, execute
-from specbench_kangaroo.run.schedule import refuse_strangers
-from specbench_kangaroo.run.setup import Plan, load_bench, manifest, plan_of
-from specbench_kangaroo.run.signals import Interruption
 
 Say = Callable[[str], None]
 """Tells the user what happened, in a line."""
@@ -103,7 +103,7 @@ def opened(request: Request, ray_address: str | None, *, say: Say) -> Iterator[R
         bench = load_bench(plan_of(request))
         yield Runner(bench, manifest(bench), partial(execute, bench))
     else:
-        from specbench_kangaroo.run.workers import session  # noqa: PLC0415 (Ray is an extra)
+        from specbench_kangaroo.bench.workers import session  # noqa: PLC0415 (Ray is an extra)
 
         with session.opened(request, ray_address, say=say) as workers:
             yield workers

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from specbench_kangaroo.run.generation import generate, prompt_of
-from specbench_kangaroo.run.runner import WARMUP_TOKENS
-from specbench_kangaroo.run.setup import Bench, Plan, entry_options
+from specbench_kangaroo.bench.generation import generate, prompt_of
+from specbench_kangaroo.bench.runner import WARMUP_TOKENS
+from specbench_kangaroo.bench.setup import Bench, Plan, entry_options
 
 PROBE_TOKENS = 16  # that each entry makes to be timed
 _WARM_UP = 4

@@ -3,6 +3,6 @@
 A worker answers a question with all methods, so that every ratio stays within one device.  This
 process, the driver, loads no model: it deals questions out, and it alone writes the run folder.
 
-Only :mod:`specbench_kangaroo.run.workers.cluster` imports Ray, and a run with one worker imports
+Only :mod:`specbench_kangaroo.bench.workers.cluster` imports Ray, and a run with one worker imports
 nothing of this package.
 """
