@@ -307,6 +307,14 @@ def test_a_method_that_never_answered_is_said_to_be_ungated(tmp_path):
     assert "kangaroo: the runs have no good answer in common" in notes(compare(run, run))
 
 
+@pytest.mark.parametrize("side", ["baseline", "candidate"])
+def test_times_of_zero_are_no_times_to_gate(baseline, side):
+    timeless = replace(baseline, generations=baseline.generations.assign(total_ms=0.0))
+    runs = (timeless, baseline) if side == "baseline" else (baseline, timeless)
+    with pytest.raises(UsageError, match="--timing needs times above 0 of vanilla"):
+        compare(*runs, timing=True)
+
+
 # --- what may be compared ---
 
 
