@@ -19,6 +19,7 @@ from specbench_kangaroo.stats.sampling_check import SamplingCheck
 from tests.unit.runs import (
     SIDES,
     make_comparison,
+    make_entries,
     make_generation,
     make_manifest,
     make_run,
@@ -399,6 +400,10 @@ def test_time_between_the_phases_is_named_where_it_is_the_reason(six):
 
 
 def test_brackets_in_names_are_no_markup(tmp_path):
-    summary = stats.summarise(read_run(make_run(tmp_path / "run", tasks=("[/b]", "[red]qa"))))
-    text = printed(replace(summary, run="[/u]", model="[bold]m"), width=200, details=True)
-    assert all(name in text for name in ("[/b]", "[red]qa", "[bold]m"))
+    summary = stats.summarise(read_run(make_entries(tmp_path / "run")))
+    chain = summary.entries["chain[threshold=0.3]"]
+    other = changed(summary, "chain[threshold=0.3]", options={**chain.options, "adapter": "[/b]"})
+    other = replace(other, run="[/u]", model="[bold]m")
+    file = io.StringIO()
+    Console(width=200, file=file).print(tables.terminal(other, other, details=True))
+    assert all(name in file.getvalue() for name in ("adapter=[/b]", "[/u]", "[bold]m"))
