@@ -24,7 +24,6 @@ from specbench_kangaroo.record.request import Request
 
 SCHEMA_VERSION = 4
 LINES_HOLD_STEPS = 4  # since this version
-RENAMED = {"method": "entry", "methods": "entries", "rows": "nodes"}  # fields, up to version 2
 BASELINE = "vanilla"  # the method that others are compared with, and the label of its entry
 THRESHOLD = "threshold"  # the option of methods that stop drafting below a confidence
 BEFORE, AFTER = "before", "after"  # the edges of a block

@@ -80,7 +80,7 @@ def commands_on(number: int, run: Path, whole: Path, output: Path) -> list[Comma
     """What a mutation is tried on: the commands take turns, with all their formats."""
     commands: list[Command] = [
         ("report", run, "--details", "--published"),
-        ("report", whole, run, "--sessions"),
+        ("report", whole, run, run, "--sessions"),
         *(("report", run, "--format", name) for name in ("markdown", "latex", "csv", "json")),
         ("compare", whole, run, "--timing"),
         ("compare", run, whole, "--format", "markdown"),
