@@ -53,7 +53,7 @@ def run(
 
     request = _request(study)
     if not request.entries:
-        raise UsageError('the study names no entry to compare; add one, as {"method": "kangaroo"}')
+        raise UsageError("the study names no entry to compare; give it entries, each with a method")
     folder = new_folder(request) if output is None else Path(output)
 
     @contextmanager
