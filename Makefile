@@ -34,7 +34,7 @@ venv: $(VENV)/installed  ## install the project with pinned constraints; done on
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
 		-c constraints.txt torch -e ".[dev]"
 	touch $@
 

@@ -16,7 +16,14 @@ settings.load_profile("suite")
 LONGEST = (
     *("test_contract.py", "test_ray.py", "test_far_device.py", "test_graphs.py", "test_signals.py"),
     *("test_workers.py", "test_notebook.py", "test_report_speed.py", "test_release.py"),
-    *("test_kill.py", "test_cost.py", "test_start.py", "test_plugin.py", "test_draft_model.py"),
+    *(
+        "test_mutations.py",
+        "test_kill.py",
+        "test_cost.py",
+        "test_start.py",
+        "test_plugin.py",
+        "test_draft_model.py",
+    ),
 )
 
 

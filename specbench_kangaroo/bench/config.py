@@ -65,15 +65,27 @@ def request_of(content: Mapping[str, Any], *, source: str = "the study") -> Requ
         raise UsageError(f"{source}: {_reason(error, content)}") from error
 
 
+_ONE_LINE = "a text of one line, each part of a path up to 255 long"
+_PLAIN = {
+    "object": "a table",
+    "array": "a list ([...], or [[...]] of tables)",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+}
+
+
 def _reason(error: msgspec.ValidationError, content: Any) -> str:
     """Which value is wrong, and what is allowed in its place."""
     told, _, path = one_line(error).replace("`", "").partition(" - at $")
     told, path = told.partition(", got ")[0], path.removeprefix(".")
     if told.startswith("Object missing"):
         return f"{path} lacks the key {told.rpartition(' ')[2]}; add it"
-    told = told.removeprefix("Expected ").removesuffix(" | null").replace("object", "a table")
-    told = told.replace("array", "a list ([...], or [[...]] of tables)")
-    told = re.sub(r"str matching .*", "text of one line, each part of a path up to 255 long", told)
+    told = told.removeprefix("Expected ").removesuffix(" | null")
+    for name, meant in _PLAIN.items():
+        told = re.sub(rf"\b{name}\b", meant, told)
+    told = re.sub("a text matching .*", _ONE_LINE, told.replace(" | ", ", "))
     path, below, _ = path.partition("[...]")
     if below:  # under a key that msgspec does not tell
         return f"a value in {path} must be {told}"
@@ -224,7 +236,7 @@ def _refuse_label(choice: EntryChoice, others: set[str]) -> None:
     if label.lower() in others:
         raise UsageError(
             f"entry {label}: there is an entry {label} already; give this one another "
-            f"label, as in --method {label}-2={method}"
+            f'label, as in --method {label}-2={method} or label = "{label}-2" in a study'
         )
 
 

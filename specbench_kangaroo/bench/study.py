@@ -52,6 +52,8 @@ def run(
     from specbench_kangaroo.bench.perform import perform  # noqa: PLC0415 (torch)
 
     request = _request(study)
+    if not request.entries:
+        raise UsageError("the study names no entry to compare; give it entries, each with a method")
     folder = new_folder(request) if output is None else Path(output)
 
     @contextmanager

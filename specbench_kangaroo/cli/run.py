@@ -24,7 +24,6 @@ from specbench_kangaroo.record.request import (
     Decoding,
     Request,
 )
-from specbench_kangaroo.record.schema import BASELINE
 
 if TYPE_CHECKING:
     from specbench_kangaroo.record.schema import Generation
@@ -97,7 +96,7 @@ def _request(context: typer.Context, study: Path | None, folder: Path | None) ->
     given = {name: context.params[name] for name in flags.given_flags(context)}
     request = flags.overridden(base, given)
     if study is not None and not request.entries:
-        say(f"warning: {study} names no entry, so that only {BASELINE} runs; add [[entries]]")
+        raise UsageError(f"{study} names no entry to compare; add [[entries]], or give --method")
     return request
 
 

@@ -212,10 +212,10 @@ def speed_gates(matched: Matched, entry: str, tolerance: float) -> Iterator[Gate
     """The gate of an entry's speed; none for an entry that has no answer in common.
 
     Raises:
-        UsageError: there are too few questions for an interval.
+        UsageError: there are too few questions for an interval, or times that are none.
     """
     before, after = (sums.set_index("question_id") for sums in matched.questions(entry))
-    questions = before.join(after, lsuffix="_before", rsuffix="_after", how="inner")
+    questions = before.add_suffix("_before").join(after.add_suffix("_after"), how="inner")
     if before.empty:
         return
     if len(before) < _LEAST_QUESTIONS:
@@ -225,6 +225,11 @@ def speed_gates(matched: Matched, entry: str, tolerance: float) -> Iterator[Gate
         )
     name = "tokens_per_second" if entry == matched.baseline.manifest.baseline else "speedup"
     found = _sides(METRICS[name].ratio, questions)
+    if not {"before", "after", "change"} <= found.keys():
+        raise UsageError(
+            f"--timing needs times above 0 of {entry} and of the entry that it is compared with; "
+            "restore them, or leave --timing out"
+        )
     yield Gate(
         name=name,
         entry=entry,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from specbench_kangaroo.gate.gates import Gate, Tolerances, gates_of
@@ -162,7 +162,7 @@ def _apart(ours: Manifest, theirs: Manifest) -> Iterator[Difference]:
     )
     for item in _differing(before, after):
         yield Difference(SESSION, item.text)
-    between = abs(_created(theirs) - _created(ours))
+    between = abs(theirs.started - ours.started)
     if between > _SESSION:
         hours = between / timedelta(hours=1)
         limit = _SESSION / timedelta(hours=1)
@@ -232,13 +232,3 @@ def _device(manifest: Manifest) -> str:
 
 def _gpus(manifest: Manifest) -> list[str]:
     return [str(gpu.get("name")) for gpu in manifest.environment.get("gpus") or ()]
-
-
-def _created(manifest: Manifest) -> datetime:
-    try:
-        created = datetime.fromisoformat(manifest.created)
-    except ValueError:
-        raise UsageError(
-            f"{manifest.name}: {manifest.created!r} in run.json is no time; restore the file"
-        ) from None
-    return created if created.tzinfo else created.replace(tzinfo=UTC)

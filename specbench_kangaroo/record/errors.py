@@ -12,6 +12,9 @@ T = TypeVar("T")
 class UsageError(Exception):
     """Unusable input.  The message is one line that says what is wrong and how to fix it."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a name in it may have a line's end
+
 
 class ResumableError(UsageError):
     """A run cannot go on now; what its folder holds is whole, and it can go on later.

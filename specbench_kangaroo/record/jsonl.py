@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.schema import RENAMED
 
 R = TypeVar("R")
 Decode = Callable[[bytes], R]
@@ -76,23 +75,6 @@ def parsed(content: bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
 
 
-def upgraded(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a version before 3 wrote, with the names that its fields have now."""
-    if any(new in row for old, new in RENAMED.items() if old in row):
-        return row  # of no version: the old name is then refused as unknown
-    return {RENAMED.get(name, name): value for name, value in row.items()}
-
-
-def decoder(kind: type[R], *, old: bool = False) -> Decode[R]:
-    """Reads a line as a ``kind``; ``old``: of a schema version before 3.
-
-    The function raises ValueError, with the place in the line, for anything else.
-    """
-    if old:
-        return lambda line: msgspec.convert(upgraded(parsed(line)), kind)
-    return msgspec.json.Decoder(kind).decode
-
-
 def numbered(path: Path, decode: Decode[R], what: str) -> Iterator[tuple[int, R]]:
     """The number and the record of each line; blank lines and a torn last one are left out.
 
@@ -101,7 +83,7 @@ def numbered(path: Path, decode: Decode[R], what: str) -> Iterator[tuple[int, R]
 
     Args:
         path: of the file.
-        decode: as :func:`decoder` makes it.
+        decode: reads a line; it raises ValueError, with the place in the line, for any other.
         what: a line is, in a message.
 
     Raises:

@@ -13,15 +13,8 @@ from msgspec import Struct
 
 from specbench_kangaroo.record.errors import UsageError
 from specbench_kangaroo.record.files import write_whole
-from specbench_kangaroo.record.jsonl import one_line, parsed, reading, upgraded
-from specbench_kangaroo.record.request import Decoding, QuestionChoice, TargetChoice
-from specbench_kangaroo.record.schema import (
-    BASELINE,
-    SCHEMA_VERSION,
-    EntryRecord,
-    Manifest,
-    Resolved,
-)
+from specbench_kangaroo.record.jsonl import one_line, parsed, reading
+from specbench_kangaroo.record.schema import SCHEMA_VERSION, Manifest
 
 MANIFEST = "run.json"
 
@@ -69,7 +62,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the run in ``folder``.
 
     Raises:
-        UsageError: there is no run, its manifest is malformed, or a newer version wrote it.
+        UsageError: there is no run, its manifest is malformed, a newer version wrote it, or the
+            folder has something in it that is no file, such as a pipe, whose reading would wait.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -78,6 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         with reading(path):
+            _refuse_pipes(folder)
             content = parsed(path.read_bytes())
         version = content.get("schema_version")
         if type(version) is int and version > SCHEMA_VERSION:
@@ -90,6 +85,12 @@ def read_manifest(folder: Path) -> Manifest:
         return _manifest(content)
     except ValueError as error:
         raise UsageError(f"{path}: not a manifest ({one_line(error)}); restore the file") from error
+
+
+def _refuse_pipes(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is neither a file nor a folder; move it away")
 
 
 def manifest_to_resume(folder: Path) -> Manifest:
@@ -115,61 +116,19 @@ def resume_command(folder: Path, ray_address: str | None = None) -> str:
 
 
 def _manifest(content: Mapping[str, Any]) -> Manifest:
-    if content["schema_version"] < 3:
-        content = upgraded(content)
-        if isinstance(entries := content.get("entries"), dict):  # a method's name was its label
-            entries = {
-                label: {"method": label} | of if isinstance(of, dict) else of
-                for label, of in entries.items()
-            }
-            content = {**content, "entries": entries}
-    if content["schema_version"] < SCHEMA_VERSION and "settings" in content:
-        content = _with_request(content)
+    if content["schema_version"] < SCHEMA_VERSION:
+        from specbench_kangaroo.record import older  # noqa: PLC0415 (pyarrow comes with it)
+
+        content = older.upgraded(content)
     manifest = msgspec.convert(content, Manifest)
     try:
+        place = "created"
+        _ = manifest.started
+        place = "environment"
         msgspec.convert(manifest.environment, _Environment)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"environment: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     return manifest
-
-
-def _with_request(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a version before 4 with the request that its settings tell of.
-
-    It has the name of a questions' file for its path, and all options of every entry.
-    """
-    settings = msgspec.convert(content["settings"], dict[str, Any])
-    entries = msgspec.convert(content.get("entries", {}), dict[str, EntryRecord])
-    baseline = content.get("baseline", BASELINE)
-    revision = settings.get("model_revision")
-    if "==" in str(revision):  # the package that a model of the catalogue came from
-        revision = None
-    request = {
-        "target": {"model": content.get("model"), "revision": revision}
-        | _named(settings, TargetChoice),
-        "questions": {"source": content.get("questions")} | _named(settings, QuestionChoice),
-        "decoding": _named(settings, Decoding),
-        "entries": _asked({name: of for name, of in entries.items() if name != baseline}),
-    }
-    kept = {name: value for name, value in content.items() if name != "settings"}
-    return kept | {"request": request, "resolved": _named(settings, Resolved)}
-
-
-def _named(settings: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
-    return {name: settings[name] for name in kind.__struct_fields__ if name in settings}
-
-
-def _asked(entries: Mapping[str, EntryRecord]) -> list[dict[str, Any]]:
-    """Each with its options; those of a sweep, whose labels nobody can give, are numbered."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, entry in entries.items():
-        stem, swept, _ = name.partition("[")
-        label, number = stem, 2
-        while label in found or (swept and label in entries):
-            label, number = f"{stem}-{number}", number + 1
-        options = {option: value for option, value in entry.options.items() if value is not None}
-        found[label] = {"label": label, "method": entry.method, "options": options}
-    return [*found.values()]
 
 
 def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
@@ -177,8 +136,8 @@ def refuse_difference(folder: Path, stored: Manifest, given: Manifest) -> None:
     found = first_difference(stored, given)
     if found is not None:
         raise UsageError(
-            f"cannot resume {folder}: {found.field} is {found.stored!r} there and "
-            f"{found.given!r} now; restore what has changed, or repeat the run with "
+            f"cannot resume {folder}: {found.field} is {one_line(repr(found.stored))} there and "
+            f"{one_line(repr(found.given))} now; restore what has changed, or repeat the run with "
             f"{shlex.join(['specbench', 'run', '--from', str(folder)])}"
         )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,24 +11,20 @@ from typing import Any, TypeVar
 import msgspec
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from specbench_kangaroo.record import older
 from specbench_kangaroo.record.columns import (
     CONFIDENCE_TYPE,
     GENERATIONS,
-    KEY,
     STEP_SCHEMA,
-    STEPS,
-    Columns,
     Line,
     as_table,
     in_tables,
     read_copies,
     refuse_contradictions,
-    steps_of,
 )
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.jsonl import decoder, numbered, one_line, parsed, upgraded
+from specbench_kangaroo.record.jsonl import numbered
 from specbench_kangaroo.record.manifest import MANIFEST, read_manifest
 from specbench_kangaroo.record.schema import (
     LINES_HOLD_STEPS,
@@ -39,12 +34,10 @@ from specbench_kangaroo.record.schema import (
     Judgement,
     Manifest,
     Record,
-    StepRecord,
 )
 
 LOSSLESS = "lossless.jsonl"
 DEVICE = "device.jsonl"
-_OLD_JOURNAL = "steps.jsonl"  # up to version 2: steps that are not in Parquet yet
 
 R = TypeVar("R", bound=Record)
 
@@ -105,7 +98,8 @@ def read_answers(folder: Path, manifest: Manifest) -> Iterator[Any]:
     path, labels = folder / GENERATIONS, manifest.labels
     if not path.is_file():
         raise UsageError(f"{folder} is incomplete: {GENERATIONS} is missing; restore the file")
-    decode = _old_line(folder) if manifest.schema_version < LINES_HOLD_STEPS else decoder(Line)
+    old = manifest.schema_version < LINES_HOLD_STEPS
+    decode = older.line_decoder(folder) if old else msgspec.json.Decoder(Line).decode
 
     def checked(content: bytes) -> Any:
         line = decode(content)
@@ -137,7 +131,7 @@ def read_records(path: Path, kind: type[R], *, old: bool = False) -> list[R]:
     Raises:
         UsageError: a malformed line other than a torn last one.
     """
-    decode = decoder(kind, old=old)
+    decode = older.decoder(kind) if old else msgspec.json.Decoder(kind).decode
     return [item for _, item in numbered(path, decode, kind.__name__)] if path.is_file() else []
 
 
@@ -148,54 +142,3 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     for name in {"output_ids", "error"} & {*table.column_names}:  # as the records have them
         frame[name] = pd.Series(table[name].to_pylist(), dtype=object)
     return frame
-
-
-# --- versions 1 to 3, whose steps lie beside their generations ---
-
-
-def _old_line(folder: Path) -> Callable[[bytes], Any]:
-    steps, generation, none = _old_steps(folder), decoder(Generation, old=True), steps_of(())
-
-    def decode(content: bytes) -> Any:
-        found = generation(content)
-        return Line(**msgspec.structs.asdict(found), steps=steps.get(found.key, none))
-
-    return decode
-
-
-def _old_steps(folder: Path) -> dict[GenerationKey, Any]:
-    """The steps of each generation, wherever they lie."""
-    path, journal = folder / STEPS, folder / _OLD_JOURNAL
-    if not path.is_file() and not journal.is_file():
-        raise UsageError(f"{folder} is incomplete: {STEPS} is missing; restore the file")
-    found = {}
-    if journal.is_file():  # a kill has left it
-        found = dict(steps for _, steps in numbered(journal, _journalled, "list of steps"))
-    try:
-        return found | _old_parquet(path) if path.is_file() else found
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UsageError(
-            f"{path}: not readable as steps ({one_line(error)}); restore the file"
-        ) from error
-
-
-def _old_parquet(path: Path) -> dict[GenerationKey, Any]:
-    table = pq.read_table(path, page_checksum_verification=True)
-    columns = upgraded(table.to_pydict())
-    rows = defaultdict(list)
-    for row, key in enumerate(zip(*(columns[name] for name in KEY), strict=True)):
-        rows[GenerationKey(*key)].append(row)
-    decode = decoder(Columns)
-
-    def steps(at: Sequence[int]) -> Any:  # through JSON: what is no number is then none here either
-        values = {name: [of[row] for row in at] for name, of in columns.items() if name not in KEY}
-        return decode(msgspec.json.encode(values))
-
-    return {key: steps(at) for key, at in rows.items()}
-
-
-def _journalled(content: bytes) -> tuple[GenerationKey, Any]:
-    line = dict(upgraded(parsed(content)))
-    steps = msgspec.convert(line.pop("steps", None), list[dict[str, Any]])
-    records = msgspec.convert([upgraded(step) for step in steps], list[StepRecord])
-    return msgspec.convert(line, GenerationKey), steps_of(records)

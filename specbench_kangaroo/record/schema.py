@@ -14,6 +14,7 @@ Schema history
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -23,7 +24,6 @@ from specbench_kangaroo.record.request import Request
 
 SCHEMA_VERSION = 4
 LINES_HOLD_STEPS = 4  # since this version
-RENAMED = {"method": "entry", "methods": "entries", "rows": "nodes"}  # fields, up to version 2
 BASELINE = "vanilla"  # the method that others are compared with, and the label of its entry
 THRESHOLD = "threshold"  # the option of methods that stop drafting below a confidence
 BEFORE, AFTER = "before", "after"  # the edges of a block
@@ -33,6 +33,8 @@ COMPLETE = "complete"  # the status of a run that has all its generations
 Name = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Few = Annotated[int, Meta(ge=0, le=2**16)]  # tokens of a step: tables are as wide as the largest
+# Of an entry, with what a sweep adds: part of file names, and of Markdown, LaTeX and CSV as it is.
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\[[A-Za-z0-9_.+=,-]*\])?\Z")]
 Amount = Annotated[float, Meta(ge=0, le=1e15)]  # sums and squares of them are finite too
 
 
@@ -173,7 +175,7 @@ class Resolved(Record, frozen=True):
     """What the machine made of a request that left it the choice; None: not recorded."""
 
     dtype: str | None = None
-    device: Annotated[str, Meta(pattern=r"^\w+(:\d{1,4})?$")] | None = None
+    device: Annotated[str, Meta(pattern=r"^\w+(:\d{1,4})?\Z")] | None = None
     threads: Count | None = None
     model_revision: str | None = None
 
@@ -183,18 +185,24 @@ class Manifest(Record, frozen=True):
 
     name: str
     command: str
-    created: str  # ISO 8601, UTC
+    created: str  # ISO 8601
     status: str  # running | interrupted | complete
     model: str
     questions: str
-    entries: Mapping[str, EntryRecord]  # by label
+    entries: Mapping[Label, EntryRecord]
     request: Request  # as it was asked for: `specbench run --from` repeats it
     resolved: Resolved
     environment: Mapping[str, Any]  # versions, CPU or GPU, threads, git commit
     hashes: Mapping[str, str]  # questions, model
     directory: str | None = None  # where the request's relative paths start, if it has any
-    baseline: str = BASELINE
+    baseline: Label = BASELINE
     schema_version: Count = SCHEMA_VERSION
+
+    @property
+    def started(self) -> datetime:
+        """When it was created, which is in UTC where it does not say; ValueError: it is no time."""
+        created = datetime.fromisoformat(self.created)
+        return created if created.tzinfo else created.replace(tzinfo=UTC)
 
     @property
     def labels(self) -> tuple[str, ...]:

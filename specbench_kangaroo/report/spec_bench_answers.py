@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
@@ -47,7 +46,8 @@ def answer_files(run: Run) -> dict[str, AnswerFile]:
     """
     steps = run.steps.sort_values([*KEY, "step"])
     lengths = (steps["accepted"] + 1).groupby([steps[name] for name in KEY]).agg(list)  # with bonus
-    answers = run.generations.join(lengths.rename("accept_lengths"), on=KEY)
+    by_key = lengths.rename("accept_lengths").reset_index()  # pandas joins no empty index
+    answers = run.generations.merge(by_key, on=KEY, how="left")
     return {
         name: _answer_file(run.manifest, name, answers[answers["entry"] == name])
         for name in run.manifest.labels
@@ -85,7 +85,7 @@ def _line(manifest: Manifest, entry: str, question: pd.DataFrame) -> Line:
         "choices": [
             _choice(repeat, turns) for repeat, turns in question.groupby("repeat", sort=True)
         ],
-        "tstamp": _seconds(manifest.created),
+        "tstamp": manifest.started.timestamp(),
     }
 
 
@@ -101,9 +101,3 @@ def _choice(repeat: Any, turns: pd.DataFrame) -> dict[str, Any]:
         "wall_time": [float(total_ms) / 1000.0 for total_ms in turns["total_ms"]],
         "accept_lengths": [length for steps in lengths for length in steps],
     }
-
-
-def _seconds(created: str) -> float:
-    """Seconds since 1970 of an ISO date, which is UTC where it does not say."""
-    moment = datetime.fromisoformat(created)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

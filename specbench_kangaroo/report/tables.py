@@ -97,7 +97,7 @@ def _table(sheet: Sheet, places: Sequence[int], *, gap: int) -> Table:
 
 def _add_column(table: Table, column: Column, *, first: bool) -> None:
     table.add_column(
-        "\n".join(column.heading.stacked),
+        Text("\n".join(column.heading.stacked)),  # not as markup: a label may be chain[steps=3]
         justify="left" if column.left else "right",
         no_wrap=first,
         min_width=_FIRST_WIDTH if first else None,

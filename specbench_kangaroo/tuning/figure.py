@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from specbench_kangaroo.report.figures.style import page
+from specbench_kangaroo.report.figures.style import as_they_are, page
 from specbench_kangaroo.stats.summary import OVERALL
 from specbench_kangaroo.tuning.tuning import THRESHOLDS, TaskTuning, Tuning
 
@@ -47,7 +47,7 @@ def speedup_surface(tuning: Tuning) -> Figure:
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=40, extend="min")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bar.set_label("of the best speedup in the same map")
-    return figure
+    return as_they_are(figure)
 
 
 def _map(axes: Axes, tuning: Tuning, task: str) -> AxesImage:

@@ -123,7 +123,7 @@ def tune(run: Run, entry: str | None = None) -> Tuning:
         run.steps[run.steps["entry"] == name].merge(answers[PROMPT], on=PROMPT)
         for name in (label, manifest.baseline)
     )
-    if reason := _why_no_replay(run, label, steps):
+    if reason := _why_no_replay(run, label, answers, steps):
         raise UsageError(reason)
     log = draft_log(answers, steps, max_new_tokens=manifest.request.decoding.max_new_tokens)
     grid = range(1, log.deepest + 1)
@@ -230,7 +230,7 @@ def tunable_entry(run: Run, label: str | None = None) -> str:
     return tunable[0]
 
 
-def _why_no_replay(run: Run, label: str, steps: pd.DataFrame) -> str | None:
+def _why_no_replay(run: Run, label: str, answers: pd.DataFrame, steps: pd.DataFrame) -> str | None:
     """What a replay of the entry's ``steps`` would need and the run does not hold, if anything."""
     folder, options, again = run.folder, run.manifest.entries[label].options, _again(run, label)
     reasons = (
@@ -258,6 +258,11 @@ def _why_no_replay(run: Run, label: str, steps: pd.DataFrame) -> str | None:
             (steps["confidence"].map(len) != steps["drafted"]).any(),
             f"{label} gave no confidences in {folder}, so there is no {THRESHOLD} to replay; tune "
             "another entry",
+        ),
+        (
+            not (answers["total_ms"] > answers["ttft_ms"] * (answers["steps"] > 0)).all(),
+            f"{folder} has answers of {label} that took no longer than their first token, so their "
+            "times are not known; tune another run",
         ),
         (
             not steps["drafted"].any(),

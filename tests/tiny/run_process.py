@@ -116,11 +116,11 @@ def start(arguments: list[str], gate: Gate | None = None) -> subprocess.Popen[by
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=_hear_signals,  # noqa: PLW1509 (it only resets a signal)
+        preexec_fn=hear_signals,  # noqa: PLW1509 (it only resets a signal)
     )
 
 
-def _hear_signals() -> None:
+def hear_signals() -> None:
     """A test run in the background ignores Ctrl-C, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -55,7 +55,7 @@ def test_a_summary_that_finds_no_room_costs_no_run(
     capsys.readouterr()
     assert call("run", "--resume", "run") == 130
     shown = capsys.readouterr()
-    assert "brackets: 95 % BCa" in shown.out, (
+    assert "brackets: 95 % jackknife-t" in shown.out, (
         "hours of measuring must be seen, whatever the disk does"
     )
     assert shown.err.splitlines()[-1].startswith(

@@ -410,14 +410,13 @@ def test_of_a_cluster_a_dry_run_says_what_it_can_know(
     assert "with one worker; whether there are devices for 2" in capsys.readouterr().out
 
 
-def test_a_study_without_entries_runs_the_baseline_and_says_so(
+def test_a_study_without_entries_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty.toml").write_text("")
-    assert call(*arguments, "--config", "empty.toml", "--output", "run") == 0
-    first = capsys.readouterr().err.splitlines()[0]
-    assert first == (
-        "warning: empty.toml names no entry, so that only vanilla runs; add [[entries]]"
+    assert call(*arguments, "--config", "empty.toml", "--output", "run") == 2
+    assert capsys.readouterr().err == (
+        "error: empty.toml names no entry to compare; add [[entries]], or give --method\n"
     )
 
 

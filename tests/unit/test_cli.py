@@ -55,7 +55,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--methods", "kangaroo"], "No such option"),
         (["run", "--limit", "0"], "--limit"),
         (["run", "--temperature", "-1"], "--temperature"),
-        (["run", "--temperature", "1", "--top-p", "0"], "top_p is 0.0, and must be float > 0"),
+        (["run", "--temperature", "1", "--top-p", "0"], "top_p is 0.0, and must be a number > 0"),
         (["run", "--backend", "graph"], "graph backend needs a CUDA device, not cpu"),
         (["run", "--batch-size", "4"], "--batch-size is 1, not 4"),
         (["run", "--resume"], "--resume.* requires an argument"),

@@ -184,3 +184,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     shown = capsys.readouterr().err
     assert "cannot write" in shown
     assert shown.count("\n") == 1
+
+
+def test_a_run_without_answers_has_empty_files(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", questions_per_task=0)
+    assert [file.lines for file in answer_files(read_run(folder)).values()] == [(), ()]

@@ -1,11 +1,12 @@
-"""Files that nobody writes on purpose: every reader gives figures or one line, no traceback."""
+"""Files of questions that nobody writes on purpose: they are read, or refused in one line.
+
+Run folders are treated likewise in test_mutations.py.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,6 @@ from hypothesis import strategies as st
 
 from specbench_kangaroo.bench.questions import load_questions, select
 from specbench_kangaroo.record.errors import UsageError
-from specbench_kangaroo.record.manifest import MANIFEST
-from specbench_kangaroo.record.writer import GENERATIONS, LOSSLESS, RunWriter, read_run
-from specbench_kangaroo.stats.summary import summarise
-from tests.unit.faults import leave
-from tests.unit.runs import make_answer, make_judgement, make_manifest
 
 FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 QUESTIONS = b"".join(
@@ -27,10 +23,6 @@ QUESTIONS = b"".join(
         {"question_id": 1, "category": "writing", "turns": ["Write.", "Again."]},
         {"question_id": 2, "category": "qa", "turns": ["Who?"], "reference": [["I"], "you"]},
     )
-)
-MADE = make_manifest(
-    settings={"temperature": 0.0, "dtype": "bfloat16", "device": "cuda:0"},
-    environment={"cpu": "EPYC", "gpus": [{"name": "H200", "memory_mb": 143771}]},
 )
 VALUES = st.recursive(
     st.none()
@@ -113,50 +105,3 @@ def test_questions(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> 
             "".join(question.turns).encode()
 
     gives_one_line_at_most(read)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run that a kill has left, with all its lines, for each of its files."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    writer = RunWriter.create(folder, MADE)
-    for method in ("vanilla", "kangaroo"):
-        for number in range(2):
-            generation, steps = make_answer(number, method)
-            writer.append(generation, steps)
-            if method == "kangaroo":
-                writer.judge(make_judgement(generation.key))
-    leave(writer)
-    return {path.name: path for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("name", [GENERATIONS, LOSSLESS, MANIFEST])
-@FUZZ
-@given(data=st.data())
-def test_a_run_folder(
-    tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path], name: str, data: st.DataObject
-) -> None:
-    folder = tmp_path_factory.mktemp("fuzz") / "run"
-    shutil.copytree(runs[name].parent, folder)
-    (folder / name).write_bytes(data.draw(anything(runs[name].read_bytes())))
-    gives_one_line_at_most(lambda: summarise(read_run(folder)))
-
-    def resume() -> None:
-        with RunWriter.resume(folder, MADE):
-            pass
-
-    gives_one_line_at_most(resume)
-    shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("name", [GENERATIONS, LOSSLESS, MANIFEST])
-@pytest.mark.parametrize(
-    "content", [b"[" * 100_000, b'{"a":' * 100_000 + b"\n", b"\x00" * 500, b""]
-)
-def test_nesting_without_an_end_and_holes(
-    tmp_path: Path, runs: dict[str, Path], name: str, content: bytes
-) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(runs[name].parent, folder)
-    (folder / name).write_bytes(content)
-    gives_one_line_at_most(lambda: read_run(folder))

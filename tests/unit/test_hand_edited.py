@@ -230,6 +230,20 @@ def test_a_malformed_last_line_that_has_an_end_is_no_torn_one(tmp_path):
         read_run(folder)
 
 
+@pytest.mark.parametrize("name", [GENERATIONS, LOSSLESS, MANIFEST])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000 + b"\n", b"\x00" * 500])
+def test_nesting_without_an_end_and_holes_are_said_in_one_line(tmp_path, name, content):
+    folder = running(tmp_path / "run")
+    (folder / name).write_bytes(content)
+    told = ""
+    try:  # what has no end may be a torn line
+        read_run(folder)
+    except UsageError as error:
+        told = str(error)
+    assert "\n" not in told
+    assert len(told) < 1000
+
+
 @pytest.mark.parametrize("name", [GENERATIONS, LOSSLESS])
 def test_an_empty_file_is_a_run_without_such_records(tmp_path, name):
     folder = make_run(tmp_path / "run", questions_per_task=1)
@@ -339,6 +353,10 @@ def test_parquet_that_was_cut_or_flipped_gives_no_other_figures(tmp_path_factory
         ({"request": {"decoding": {"temperature": "warm"}}}, "got `str` - at `$.request.decoding."),
         ({"request": {"decoding": {"temperature": -1}}}, "Expected `float` >= 0.0 - at `$.request"),
         ({"resolved": {"device": "cuda:x"}}, "Expected `str` matching regex"),
+        ({"entries": {"../up": {"method": "v", "options": {}}}}, "Expected `str` matching regex"),
+        ({"entries": {"a b": {"method": "v", "options": {}}}}, "Expected `str` matching regex"),
+        ({"baseline": "[/b]"}, "Expected `str` matching regex"),
+        ({"created": "yesterday"}, "created: Invalid isoformat string: 'yesterday'"),
         ({"environment": {"gpus": [1]}}, "environment: Expected `object`, got `int` - at `$.gpus"),
         ({"schema_version": "2"}, "schema_version is '2'"),
         ({"schema_version": 0}, "schema_version is 0"),

@@ -131,3 +131,15 @@ def test_phases_are_ordered_from_dark_to_light():
     weights = (0.2126, 0.7152, 0.0722)  # of red, green and blue in what is seen as brightness
     greys = [np.dot(weights, to_rgb(look.colour)) for look in PHASE_LOOKS.values()]
     assert np.diff(greys).min() > 0.15, f"a greyscale print shows {greys}"
+
+
+def test_dollars_in_names_are_no_formulas(summary, tmp_path):
+    """matplotlib takes what stands between two of them for one, and refuses what is none."""
+    tasks = {name: of.tasks | {"$y_{$": of.tasks["qa"]} for name, of in summary.entries.items()}
+    entries = {name: replace(of, tasks=tasks[name]) for name, of in summary.entries.items()}
+    named = replace(summary, model="a $x_{$ model", entries=entries)
+    figure = speedups.realised_over_ideal(named)
+    (axes,) = figure.axes
+    assert axes.get_title() == "a $x_{$ model, builtin"
+    for drawn in (figure, speedups.speedup_by_task(named)):
+        save(drawn, tmp_path / "figure", ("svg",))

@@ -109,7 +109,7 @@ def test_help_is_a_page_to_start_from() -> None:
         ("3", "a study is the path of a TOML file, a mapping or a Request, not 3; give one"),
         (
             "{'decoding': {'max_new_tokens': 'many'}}",
-            "the study: decoding.max_new_tokens is 'many', and must be int",
+            "the study: decoding.max_new_tokens is 'many', and must be a whole number",
         ),
         ("{'entries': [{'method': 'kangoroo'}]}", "unknown method 'kangoroo'"),
         ("Request(name=3)", "the request: "),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,17 @@ def test_a_folder_that_is_removed_under_a_run_is_noticed(tmp_path):
     (tmp_path / "run").rmdir()
     with pytest.raises(StorageError, match="No such file or directory; put the folder back"):
         writer.close("interrupted")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", [GENERATIONS, LOSSLESS, f"{MANIFEST}.tmp", STEPS, f"{STEPS}.tmp"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, name):
+    folder = tmp_path / "run"
+    with RunWriter.create(folder, make_manifest()) as writer:
+        writer.append(*make_answer(0))
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with suppress(UsageError), RunWriter.resume(folder, make_manifest()):
+        pass
+    with suppress(UsageError):
+        read_run(folder)

@@ -19,6 +19,7 @@ from specbench_kangaroo.stats.sampling_check import SamplingCheck
 from tests.unit.runs import (
     SIDES,
     make_comparison,
+    make_entries,
     make_generation,
     make_manifest,
     make_run,
@@ -396,3 +397,13 @@ def test_time_between_the_phases_is_named_where_it_is_the_reason(six):
         "kangaroo is slower than vanilla: a step costs 0.20 (draft) + 1.10 (verifying 5.0 nodes) + "
         "1.20 (all else) vanilla passes and yields 2.00 tokens."
     )
+
+
+def test_brackets_in_names_are_no_markup(tmp_path):
+    summary = stats.summarise(read_run(make_entries(tmp_path / "run")))
+    chain = summary.entries["chain[threshold=0.3]"]
+    other = changed(summary, "chain[threshold=0.3]", options={**chain.options, "adapter": "[/b]"})
+    other = replace(other, run="[/u]", model="[bold]m")
+    file = io.StringIO()
+    Console(width=200, file=file).print(tables.terminal(other, other, details=True))
+    assert all(name in file.getvalue() for name in ("adapter=[/b]", "[/u]", "[bold]m"))

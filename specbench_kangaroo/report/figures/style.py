@@ -13,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from specbench_kangaroo.record.errors import UsageError
@@ -98,6 +99,13 @@ def finish(figure: Figure, *, heading: str = "", note: str = "", entries: bool =
             keys.setdefault(label, key)
     if keys or note:
         _legend(figure, keys, note)
+    return as_they_are(figure)
+
+
+def as_they_are(figure: Figure) -> Figure:
+    """The figure without formulas in its texts: a task or a model may be named with dollars."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     return figure
 
 
