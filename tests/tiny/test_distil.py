@@ -88,7 +88,7 @@ def until_loop(answer: list[int]) -> list[int]:
 def test_answers_side_by_side_are_the_targets_own(
     family: str, prompts: Path, tmp_path: Path
 ) -> None:
-    """Eleven prompts in three places: every place is taken again, beside longer and shorter ones."""
+    """Eleven prompts in three places: places are taken again, beside longer and shorter ones."""
     loaded = load(family)
     # As a model from the hub may come: its author's taste must not get into the text.
     loaded.model.generation_config = GenerationConfig(repetition_penalty=3.0, do_sample=True)
