@@ -15,10 +15,9 @@ import msgspec
 from specbench_kangaroo.record.errors import UsageError, look_up
 from specbench_kangaroo.record.jsonl import one_line
 from specbench_kangaroo.record.request import EntryChoice, Request, Value
-from specbench_kangaroo.record.schema import BASELINE
+from specbench_kangaroo.record.schema import BASELINE, LABEL_STEM
 
 # A label is part of file names, and is written into Markdown, LaTeX and CSV as it is.
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NOT_IN_A_LABEL = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
@@ -222,7 +221,7 @@ def entries_of(choices: Sequence[EntryChoice]) -> tuple[Entry, ...]:
 
 def _refuse_label(choice: EntryChoice, others: set[str]) -> None:
     label, method = choice.name, choice.method
-    if not _LABEL.fullmatch(label):
+    if not re.fullmatch(LABEL_STEM, label):
         raise UsageError(
             f"entry {label}: a label is made of letters, digits, _ and -, and {label!r} is "
             f"not; give one, as in --method chain={method}"

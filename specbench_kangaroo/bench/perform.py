@@ -16,6 +16,7 @@ from specbench_kangaroo.bench.runner import OnFinished, Runner, execute
 from specbench_kangaroo.bench.schedule import refuse_strangers
 from specbench_kangaroo.bench.setup import Plan, load_bench, manifest, plan_of
 from specbench_kangaroo.bench.signals import Interruption
+from specbench_kangaroo.record.errors import counted
 from specbench_kangaroo.record.request import Request
 from specbench_kangaroo.record.schema import Generation, Manifest
 from specbench_kangaroo.record.writer import Run, RunWriter, read_run, refuse_taken
@@ -121,14 +122,10 @@ def _has_relative_paths(request: Request) -> bool:
 def _announcement(record: Manifest, plan: Plan) -> str:
     settings = record.settings
     device, workers = settings["device"], settings["workers"]
-    on = f"{device} with {_counted(settings['threads'], 'thread')}" if device == "cpu" else device
+    on = f"{device} with {counted(settings['threads'], 'thread')}" if device == "cpu" else device
     return (
         f"{record.model}, {settings['dtype']} on {on}"
         f"{f', {workers} workers' if workers > 1 else ''}; "
-        f"{_counted(len(plan.questions.questions), 'question')} of "
+        f"{counted(len(plan.questions.questions), 'question')} of "
         f"{record.questions}; {', '.join(record.entries)}"
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

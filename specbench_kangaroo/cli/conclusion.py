@@ -10,7 +10,7 @@ import typer
 
 from specbench_kangaroo.cli.output import deliver, json_text, say
 from specbench_kangaroo.cli.plot import save_figures
-from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from specbench_kangaroo.record.writer import Run
@@ -81,8 +81,6 @@ def _violations(run_: Run) -> Iterator[str]:
 
 def _sampling_alarms(summary: Summary) -> Iterator[str]:
     """Which entries that claim to be lossless sampled from another distribution."""
-    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
-
     for name, entry in summary.entries.items():
         check = entry.sampling
         if check is not None and check.alarm and not entry.lossy:

@@ -15,7 +15,7 @@ from typer import Argument, Option
 from specbench_kangaroo.cli.completion import run_folders
 from specbench_kangaroo.cli.options import FileOutput
 from specbench_kangaroo.cli.output import deliver, json_text, say, writing
-from specbench_kangaroo.record.errors import UsageError
+from specbench_kangaroo.record.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -152,7 +152,6 @@ def export(
     Files of the same names are replaced.
     """
     from specbench_kangaroo.record.writer import read_run  # noqa: PLC0415
-    from specbench_kangaroo.report.sheets import counted  # noqa: PLC0415
     from specbench_kangaroo.report.spec_bench_answers import answer_files  # noqa: PLC0415
 
     folder = output or run / format_.value

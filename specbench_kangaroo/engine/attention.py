@@ -69,11 +69,13 @@ def attend(
             folded, keys, values, attn_mask=mask, scale=scale
         )
     else:
-        mixed = _capped(folded, keys, values, mask, scale=scale or size**-0.5, softcap=softcap)
+        mixed = attend_capped(
+            folded, keys, values, mask, scale=scale or size**-0.5, softcap=softcap
+        )
     return mixed.view(1, n_queries, rows, size)
 
 
-def _capped(
+def attend_capped(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -82,6 +84,7 @@ def _capped(
     scale: float,
     softcap: float,
 ) -> Tensor:
+    """Attention with capped logits, of as many heads [b, n, T, d] as keys have [b, n, S, d]."""
     logits = softcap * torch.tanh(queries @ keys.transpose(-1, -2) * scale / softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))

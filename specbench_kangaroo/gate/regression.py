@@ -158,7 +158,7 @@ def _differences(baseline: Run, candidate: Run) -> Iterator[Difference]:
 def _apart(ours: Manifest, theirs: Manifest) -> Iterator[Difference]:
     """What says that two runs were not made in one session on one machine."""
     before, after = (
-        {"gpus": _gpus(run)} | _recorded(run, "threads", *_MACHINE) for run in (ours, theirs)
+        {"gpus": run.gpu_names} | _recorded(run, "threads", *_MACHINE) for run in (ours, theirs)
     )
     for item in _differing(before, after):
         yield Difference(SESSION, item.text)
@@ -226,9 +226,5 @@ def _recorded(manifest: Manifest, *names: str) -> dict[str, Any]:
 def _device(manifest: Manifest) -> str:
     """``cpu``, or the GPU's name; another index of the same kind is the same kind."""
     kind, _, index = (manifest.resolved.device or _NOT_RECORDED).partition(":")
-    names = _gpus(manifest)
+    names = manifest.gpu_names
     return names[int(index or 0)] if kind == "cuda" and int(index or 0) < len(names) else kind
-
-
-def _gpus(manifest: Manifest) -> list[str]:
-    return [str(gpu.get("name")) for gpu in manifest.environment.get("gpus") or ()]

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from specbench_kangaroo.gate.gates import Gate
 from specbench_kangaroo.gate.regression import Comparison
+from specbench_kangaroo.record.errors import counted
 from specbench_kangaroo.report.documents import bold, markdown_lines
 from specbench_kangaroo.report.sheets import (
     ABSENT,
@@ -25,7 +26,6 @@ from specbench_kangaroo.report.sheets import (
     Note,
     Section,
     Sheet,
-    counted,
 )
 from specbench_kangaroo.report.tables import section_parts
 

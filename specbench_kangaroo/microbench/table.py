@@ -9,7 +9,8 @@ from rich.text import Text
 
 from specbench_kangaroo.microbench.estimates import PassCosts, Profile
 from specbench_kangaroo.microbench.passes import ROWS
-from specbench_kangaroo.report.sheets import counted, interval_text
+from specbench_kangaroo.record.errors import counted
+from specbench_kangaroo.report.sheets import interval_text
 
 _CAPTION = "medians; in brackets: 95 % intervals between order statistics"
 

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and look-ups that name the alternatives."""
+"""Errors that a user can fix, look-ups that name the alternatives, and counts in words."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     ]
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UsageError(f"unknown {kind} {name!r}; {hint}there are: {', '.join(sorted(table))}")
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """``1 error``, ``2 errors``."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

@@ -34,7 +34,8 @@ Name = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Few = Annotated[int, Meta(ge=0, le=2**16)]  # tokens of a step: tables are as wide as the largest
 # Of an entry, with what a sweep adds: part of file names, and of Markdown, LaTeX and CSV as it is.
-Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\[[A-Za-z0-9_.+=,-]*\])?\Z")]
+LABEL_STEM = "[A-Za-z0-9][A-Za-z0-9_-]*"  # what a user gives; a sweep adds the rest
+Label = Annotated[str, Meta(pattern=rf"^{LABEL_STEM}(\[[A-Za-z0-9_.+=,-]*\])?\Z")]
 Amount = Annotated[float, Meta(ge=0, le=1e15)]  # sums and squares of them are finite too
 
 
@@ -208,6 +209,11 @@ class Manifest(Record, frozen=True):
     def labels(self) -> tuple[str, ...]:
         """Those of all entries of the run, the baseline's first."""
         return tuple(dict.fromkeys([self.baseline, *self.entries]))
+
+    @property
+    def gpu_names(self) -> list[str]:
+        """Those of the machine, by index; none where it has none or an older run did not say."""
+        return [gpu["name"] for gpu in self.environment.get("gpus") or ()]
 
     @property
     def sampled(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from specbench_kangaroo.record.errors import counted
 from specbench_kangaroo.report.comparison import reason
 from specbench_kangaroo.report.sheets import (
     Cell,
@@ -13,7 +14,6 @@ from specbench_kangaroo.report.sheets import (
     Note,
     Section,
     Sheet,
-    counted,
     speedup_marks,
 )
 from specbench_kangaroo.report.verdicts import verdict

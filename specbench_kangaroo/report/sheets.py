@@ -291,8 +291,3 @@ def differing_options(summaries: Sequence[Summary]) -> list[dict[str, tuple[str,
 def _option_text(value: Any) -> str:
     """As a command line takes it."""
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """``1 error``, ``2 errors``."""
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"

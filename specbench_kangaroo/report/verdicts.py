@@ -6,7 +6,8 @@ entry changed are counted, but raise no alarm: they were to be expected.
 
 from __future__ import annotations
 
-from specbench_kangaroo.report.sheets import Cell, Mark, Note, counted
+from specbench_kangaroo.record.errors import counted
+from specbench_kangaroo.report.sheets import Cell, Mark, Note
 from specbench_kangaroo.stats.sampling_check import LEAST_PROMPTS, SamplingCheck
 from specbench_kangaroo.stats.summary import EntrySummary
 

@@ -110,7 +110,7 @@ def _other_machine(first: Manifest, other: Manifest) -> Difference | None:
     both = [
         {
             "cpu": manifest.environment.get("cpu"),
-            "gpus": [gpu["name"] for gpu in manifest.environment.get("gpus") or ()],
+            "gpus": manifest.gpu_names,
         }
         for manifest in (first, other)
     ]

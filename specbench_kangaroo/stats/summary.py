@@ -125,12 +125,11 @@ def _peak(megabytes: pd.Series) -> float | None:
 
 def _device(manifest: Manifest) -> str | None:
     device = manifest.resolved.device
-    gpus = manifest.environment.get("gpus") or []
-    if device is None or device == "cpu" or not gpus:
+    names = manifest.gpu_names
+    if device is None or device == "cpu" or not names:
         return manifest.environment.get("cpu") or device
     index = int(str(device).partition(":")[2] or 0)
-    name: str = gpus[index]["name"] if index < len(gpus) else device
-    return name
+    return names[index] if index < len(names) else device
 
 
 def _entry_summary(run: Run, generations: pd.DataFrame, entry: str) -> EntrySummary:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
+from specbench_kangaroo.engine.attention import attend_capped
 from specbench_kangaroo.engine.families import layout_of, not_by_range
 from specbench_kangaroo.engine.linear import capped
 
@@ -206,12 +207,11 @@ def _mixed(
         )
     groups = queries.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-    logits = queries @ keys.transpose(-1, -2) * (scale or queries.shape[-1] ** -0.5)
-    logits = softcap * torch.tanh(logits / softcap)
     if mask is None:
-        rows, slots = logits.shape[-2:]
-        mask = torch.ones(rows, slots, dtype=torch.bool, device=logits.device).tril()
-    return logits.masked_fill(~mask, float("-inf")).softmax(-1) @ values
+        rows, slots = queries.shape[-2], keys.shape[-2]
+        mask = torch.ones(rows, slots, dtype=torch.bool, device=keys.device).tril()
+    scale = scale or queries.shape[-1] ** -0.5
+    return attend_capped(queries, keys, values, mask, scale=scale, softcap=softcap)
 
 
 AttentionInterface.register(_ATTENTION, _attention)

@@ -130,6 +130,5 @@ def devices_differ(manifests: Sequence[Manifest]) -> str | None:
 
 def _device_of(manifest: Manifest) -> str:
     """What a worker computes on: its GPU's name or its processor's."""
-    gpus = manifest.environment.get("gpus") or []
-    on_gpu = str(manifest.resolved.device).startswith("cuda") and gpus
-    return str(gpus[0].get("name") if on_gpu else manifest.environment.get("cpu"))
+    on_gpu = str(manifest.resolved.device).startswith("cuda") and manifest.gpu_names
+    return on_gpu[0] if on_gpu else str(manifest.environment.get("cpu"))
